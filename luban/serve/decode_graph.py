@@ -14,8 +14,8 @@ from luban.adapters.bank import Selection
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention
-from luban.serve.recorded import RecordedForwards
+from luban.serve.backend import PagedBackend
+from luban.serve.recorded import Agree, RecordedForwards
 from luban.serve.scheduler import Chunk
 
 SMALL_SIZES = (1, 2, 4, 8, 16)
@@ -32,14 +32,22 @@ class DecodeGraphs(RecordedForwards):
 
     Args:
         max_sequences: most sequences of a forward.
-        adapters: those of the sequences.
+        adapters, backend, agree: as in `RecordedForwards`.
     """
 
     what, needed = "single tokens", 1
 
-    def __init__(self, module: Model, cache: PagedCache, max_sequences: int, adapters: Selection | None = None):
+    def __init__(
+        self,
+        module: Model,
+        cache: PagedCache,
+        max_sequences: int,
+        adapters: Selection | None = None,
+        backend: PagedBackend | None = None,
+        agree: Agree | None = None,
+    ):
         largest = recorded_size(max_sequences)
-        super().__init__(module, cache, largest, largest, adapters)
+        super().__init__(module, cache, largest, largest, adapters, backend, agree)
         rows = torch.arange(largest, device=cache.device, dtype=torch.int32)
         self._items = torch.stack([rows, rows, torch.ones_like(rows), torch.zeros_like(rows)], 1)
 
@@ -80,6 +88,6 @@ class DecodeGraphs(RecordedForwards):
             block_size=self.cache.block_size,
             single_items=self._items[:size],
         )
-        attention = PagedAttention(self.cache.layers, packed)
+        attention = self.backend.over(self.cache, packed)
         hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         return self.module.read(hidden_1NE).squeeze(0).float()

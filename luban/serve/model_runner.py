@@ -16,9 +16,9 @@ from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention
 from luban.nn.invariant import InvariantElements
 from luban.serve.adapters import AdapterPool
+from luban.serve.backend import PagedBackend
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.prompt_graph import PromptGraphs
 from luban.serve.scheduler import Chunk, Step
@@ -34,7 +34,7 @@ class ModelRunner:
         kernel: of attention, by name; None: the fastest that can serve.
         graphs: recorded forwards of single tokens; None: there are none. prompts: of chunks.
         host: of preempted sequences; None: nothing is swapped.
-        attention: the backend.
+        backend: of attention; None: of all heads.
         adapters: of the sequences.
     """
 
@@ -45,14 +45,16 @@ class ModelRunner:
         kernel: str | None = None,
         graphs: DecodeGraphs | None = None,
         host: HostBlocks | None = None,
-        attention: type[PagedAttention] = PagedAttention,
+        backend: PagedBackend | None = None,
         adapters: AdapterPool | None = None,
         prompts: PromptGraphs | None = None,
     ):
-        self.host, self.attention, self.adapters = host, attention, adapters
+        self.host, self.backend, self.adapters = host, backend or PagedBackend(), adapters
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
         self.prompts = prompts
-        self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
+        self.sources: SourceRunner | None = None
+        if isinstance(module, EncoderDecoder):
+            self.sources = SourceRunner(module, cache, kernel, self.backend.kind)
 
     @torch.inference_mode()
     def copy(self, step: Step) -> None:
@@ -69,7 +71,7 @@ class ModelRunner:
         they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
 
         Args:
-            inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
+            inspect: called for each chunk of which tokens are scored, with their hidden states (scored, E).
         """
         if self.adapters is None:
             return self._run(chunks, inspect, recorded=True)
@@ -94,7 +96,7 @@ class ModelRunner:
 
     def _read(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`; without recorded graphs."""
-        if not self.attention.invariant:
+        if not self.backend.kind.invariant:
             return self._forward(chunks, inspect)
         with InvariantElements():  # a token alone is read twice, since single rows have code of their own
             alone = len(chunks) == 1 and chunks[0].count == 1
@@ -107,7 +109,7 @@ class ModelRunner:
             self.adapters.selection.place()
         tokens_N, packed = self._packed(chunks)
         if self.sources is None:
-            attention = self.attention(self.cache.layers, packed, self.kernel)
+            attention = self.backend.over(self.cache, packed, self.kernel)
             hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         else:
             hidden_1NE = self.sources.forward(tokens_N, packed, chunks)
@@ -119,8 +121,8 @@ class ModelRunner:
         """(R, V) of the wanted rows."""
         rows, row = [], -1
         for chunk in chunks:
-            if inspect is not None:
-                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
+            if inspect is not None and chunk.scored:
+                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.scored])
             row += chunk.count
             rows += range(row + 1 - chunk.wanted, row + 1)
         wanted = torch.tensor(rows, dtype=torch.long, device=hidden_1NE.device)

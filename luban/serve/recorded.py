@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,9 @@ from luban.adapters.bank import Selection
 from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
+from luban.serve.backend import PagedBackend
+
+Agree = Callable[[bool], bool]
 
 
 class RecordedForwards:
@@ -29,14 +32,24 @@ class RecordedForwards:
         largest: most tokens of a forward.
         sequences: most sequences of a forward.
         adapters: those of the sequences; forwards in which some have one are recorded apart.
+        backend: of attention; None: of all heads.
+        agree: whether something went well in all processes that divide the model, which all ask; None: there are no others.
     """
 
     what: ClassVar[str]  # named by the warning that recording failed
     needed: ClassVar[int]  # how often a size must be asked for before it is recorded
 
     def __init__(
-        self, module: Model, cache: PagedCache, largest: int, sequences: int, adapters: Selection | None = None
+        self,
+        module: Model,
+        cache: PagedCache,
+        largest: int,
+        sequences: int,
+        adapters: Selection | None = None,
+        backend: PagedBackend | None = None,
+        agree: Agree | None = None,
     ):
+        self.backend, self._agree = backend or PagedBackend(), agree
         self.module, self.cache, self.largest, self.adapters = module, cache, largest, adapters
         blocks, on_gpu = -(-module.spec.context // cache.block_size), cache.device.type == "cuda"
         self.tables = BlockTables(sequences, blocks, cache.device)
@@ -60,13 +73,16 @@ class RecordedForwards:
             return self._forward(size)
         key = self._key(size)
         if key not in self._graphs:
+            failed: RuntimeError | None = None
             try:
                 self._graphs[key] = self._record(size)
             except RuntimeError as error:
+                failed = error
+                _leave_recording()
+            if not (failed is None if self._agree is None else self._agree(failed is None)):
                 self._broken = True
                 self._graphs.clear()
-                _leave_recording()
-                warn(f"{self.what} are read without a CUDA graph, which costs launches: {error}")
+                warn(f"{self.what} are read without a CUDA graph, which costs launches: {failed or 'another process'}")
                 return None
         graph, found = self._graphs[key]
         graph.replay()
@@ -101,7 +117,9 @@ class RecordedForwards:
         self._forward(size)
         torch.cuda.synchronize(self.cache.device)
         graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
+        # threads that watch over messages between processes may ask the device meanwhile
+        errors = "global" if self._agree is None else "thread_local"
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode=errors):
             found = self._forward(size)
         return graph, found
 

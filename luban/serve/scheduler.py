@@ -76,6 +76,7 @@ class Chunk:
     start: int
     count: int
     drafts: int = 0  # of the count: guesses at the end
+    scored: int = 0  # of the count: tokens at the beginning whose next token's log-probability is asked for
 
     @property
     def last(self) -> bool:

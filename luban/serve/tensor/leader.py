@@ -1,0 +1,222 @@
+"""The first process of a model that is divided among several: it schedules and samples, and tells the others what to run."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luban.core.errors import UsageError
+from luban.core.plan import ParallelPlan
+from luban.generate.cache import float_parameter
+from luban.load.model import LoadedModel
+from luban.serve.batch import LostProcess
+from luban.serve.model_runner import ModelRunner
+from luban.serve.pool import Pool, PoolSettings, make_pool
+from luban.serve.scheduler import Chunk, Step
+from luban.serve.tensor.ranks import Ranks, make_store
+from luban.serve.tensor.told import ChunkWriter
+from luban.serve.tensor.weights import Shape, divided_module, require_divisible, send_weights
+
+START_SECONDS = 120.0  # that a process may take to be there
+REASON_SECONDS = 2.0  # that one may take to say why it failed, once a message to it did
+
+
+# starts one of the other processes, arguments as of `follower.follow`; returns what ends it at once
+Start = Callable[[Connection, Connection, int, int, str, int], Callable[[], None]]
+
+
+def start_process(
+    work: Connection, status: Connection, rank: int, size: int, device: str, port: int
+) -> Callable[[], None]:
+    """`Start`, as a session of its own: signals of the terminal are for the first process."""
+    ends = work.fileno(), status.fileno()
+    words = [*map(str, (*ends, rank, size)), device, str(port)]
+    command = [sys.executable, "-m", "luban.serve.tensor.follower", *words]
+    process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+
+    return end
+
+
+def devices_of(first: torch.device, count: int) -> list[torch.device]:
+    """A device for each process, from the first one's on. Raises UsageError for more than there are."""
+    if first.type != "cuda":
+        return [first] * count
+    begin, there = first.index or 0, torch.cuda.device_count()
+    if begin + count > there:
+        raise UsageError(f"plan.tensor {count} needs as many GPUs from cuda:{begin} on, and there are {there}")
+    return [torch.device("cuda", begin + rank) for rank in range(count)]
+
+
+class Leader:
+    """Starts the other processes, divides a model among all, and watches over them.
+
+    Args:
+        model: whole; its weights are copied, on any device.
+        plan: whose axis `tensor` says how many processes there are.
+        device: of the first process; with CUDA the others have the devices behind it.
+        start: starts one of them.
+
+    Raises:
+        UnsupportedError, ConfigError: the model can't be divided so; the message says what is in the way.
+        UsageError: there are fewer GPUs, or this process is in a torch.distributed group already.
+        LostProcess: one of the processes ended while it was starting.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        plan: ParallelPlan,
+        device: str | torch.device | None = None,
+        start: Start = start_process,
+    ):
+        require_divisible(model, plan)
+        first = float_parameter(model.module).device if device is None else torch.device(device)
+        devices, store = devices_of(first, plan.tensor), make_store()
+        self.lost: LostProcess | None = None
+        self.on_lost: Callable[[LostProcess], None] = lambda error: None  # called from another thread
+        self._lost, self._closing = threading.Event(), False
+        self._ends: list[Callable[[], None]] = []
+        self._work: list[Connection] = []
+        self._status: list[Connection] = []
+        atexit.register(self.close)
+        try:
+            for rank in range(1, plan.tensor):
+                (work, theirs), (status, their_status) = Pipe(), Pipe()
+                self._work.append(work)
+                self._status.append(status)
+                with theirs, their_status:
+                    place = str(devices[rank]), store.port
+                    self._ends.append(start(theirs, their_status, rank, plan.tensor, *place))
+            for rank, status in enumerate(self._status, 1):
+                self._await(rank, status)
+            self.ranks = Ranks(0, plan.tensor, devices[0], store)
+            for rank, status in enumerate(self._status, 1):
+                threading.Thread(target=self._watch, args=(rank, status), daemon=True).start()
+            shape = Shape.of(model.module)
+            self.tell("model", shape)
+            self.module, placements = divided_module(shape, self.ranks)
+            send_weights(model.module, self.module, placements, self.ranks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _await(self, rank: int, status: Connection) -> None:
+        """Wait until a process is there."""
+        said = "didn't start in time"
+        if status.poll(START_SECONDS):
+            try:
+                said = status.recv()
+            except (EOFError, OSError):
+                said = "ended while it was starting"
+        if said:
+            raise LostProcess(f"process {rank} of {len(self._status) + 1} of the model {said}")
+
+    def _watch(self, rank: int, status: Connection) -> None:
+        """Wait until a process fails or ends."""
+        try:
+            reason = f"failed: {status.recv()}"
+        except (EOFError, OSError):
+            reason = "ended"
+        if not self._closing:
+            self._give_up(f"process {rank} of {len(self._status) + 1} of the model {reason}")
+
+    def _give_up(self, reason: str) -> None:
+        """End all processes: without one there is no model."""
+        if self.lost is not None:
+            return
+        self.lost = LostProcess(reason)
+        self._lost.set()
+        self.on_lost(self.lost)
+        self._end_others()
+        with contextlib.suppress(Exception):
+            Ranks.abort()
+
+    def check(self) -> None:
+        """Raise LostProcess where a process is gone."""
+        if self.lost is not None:
+            raise LostProcess(str(self.lost))
+
+    def tell(self, what: str, argument: Any) -> None:
+        """Let the others do the same as this process does next."""
+        self.check()
+        message = pickle.dumps((what, argument), pickle.HIGHEST_PROTOCOL)
+        try:
+            for work in self._work:
+                work.send_bytes(message)
+        except OSError as error:
+            raise self.failed(error) from None
+
+    def failed(self, error: Exception) -> LostProcess:
+        """What to raise where this process can't go on as the others do."""
+        if not self._lost.wait(REASON_SECONDS):  # else another process's reason
+            self._give_up(f"process 0 of {len(self._status) + 1} of the model failed: {type(error).__name__}: {error}")
+        return LostProcess(str(self.lost))
+
+    def pool(self, settings: PoolSettings, **own: Any) -> Pool:
+        """A pool in every process; `own`: what `make_pool` is given here alone."""
+        self.tell("pool", settings)
+        return make_pool(self.module, settings, divided=self.ranks, runner=partial(LeadingRunner, self), **own)
+
+    def _end_others(self) -> None:
+        for end in self._ends:
+            end()
+
+    def close(self) -> None:
+        """End the other processes, and the connections to them."""
+        if self._closing:
+            return
+        self._closing = True
+        atexit.unregister(self.close)
+        self._end_others()
+        for connection in (*self._work, *self._status):
+            connection.close()
+        if self.lost is None:
+            Ranks.leave()
+
+
+class LeadingRunner(ModelRunner):
+    """A runner whose forwards and copies the other processes make, too.
+
+    Args:
+        leader: tells them.
+        runner: arguments of `ModelRunner`.
+    """
+
+    def __init__(self, leader: Leader, *runner: Any):
+        super().__init__(*runner)
+        self.leader, self.writer = leader, ChunkWriter()
+
+    def copy(self, step: Step) -> None:
+        """See `ModelRunner`."""
+        if step.swaps_out or step.copies or step.swaps_in:
+            self.leader.tell("copy", Step([], step.swaps_out, step.copies, step.swaps_in))
+            super().copy(step)
+
+    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
+        """See `ModelRunner`. Raises LostProcess where any process fails: the others can't know, and would wait for it."""
+        self.leader.tell("run", self.writer.write(chunks))
+        try:
+            return super().run(chunks, inspect)
+        except Exception as error:
+            raise self.leader.failed(error) from error
+
+    def clear_graphs(self) -> None:
+        """See `ModelRunner`."""
+        self.leader.tell("clear", None)
+        super().clear_graphs()
