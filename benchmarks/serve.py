@@ -1,13 +1,13 @@
 """Speed, latency and memory of the serving engine, beside its contiguous cache and transformers' generate.
 
-    python benchmarks/serve.py [--size tiny|small|1b] [--requests 1 8 64 256] [--engines paged contiguous transformers]
+    python benchmarks/serve.py [--size tiny|small|1b] [--requests 1 8 64 256] [--engines paged contiguous transformers] [--tensor 2]
 
 Random weights and random prompts, greedy, whole requests through `luban.Engine`, all submitted at once. For every number of
 requests: output tokens a second over the whole time, prompt tokens a second, time to the first token and between tokens
 (percentiles over requests and tokens), and the share of slots for keys and values that hold a token, mean over steps: of
 the paged pool's blocks in use, of a contiguous cache, and of one that reserves every sequence's longest length
 (prompt + max_tokens) or the whole context. `--shared N` begins all prompts with N common tokens, and the share found in the
-prefix cache is told; a token in a shared block counts for every sequence that holds it, so that shares may exceed 1. transformers pads a batch on the left and holds it to its end. Engines take turns in one process, so
+prefix cache is told; `--tensor N` divides the model of the paged engine among N devices (processes on a CPU); a token in a shared block counts for every sequence that holds it, so that shares may exceed 1. transformers pads a batch on the left and holds it to its end. Engines take turns in one process, so
 that what else the machine does falls on all alike.
 
 1b is a LLaMA shape of 1.1B parameters: 22 layers, width 2,048, 32 heads, 4 key heads, feed-forward 5,632, vocabulary
@@ -30,6 +30,7 @@ import torch
 from kernel_table import kernel_table
 
 import luban
+from luban.core.plan import ParallelPlan
 from luban.generate.session import Sequence as Growing
 from luban.load.model import LoadedModel
 from luban.models.spec import ModelSpec, uniform
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["paged", "contiguous", "transformers"])
     parser.add_argument("--prompt", type=int, nargs=2, default=[32, 512], metavar=("LEAST", "MOST"))
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="folder for tables of the paged engine's kernels (CUDA)")
@@ -191,7 +193,11 @@ def main() -> None:
     runners: dict[str, Callable[[Prompts, int], Measured]] = {}
     begun = time.perf_counter()
     engines = {
-        name: luban.Engine(model, paged=name == "paged") for name in args.engines if name in ("paged", "contiguous")
+        name: luban.Engine(
+            model, paged=name == "paged", plan=ParallelPlan(tensor=args.tensor if name == "paged" else 1)
+        )
+        for name in args.engines
+        if name in ("paged", "contiguous")
     }
     facts = {"engine_start_s": round(time.perf_counter() - begun, 2)}
     for name, engine in engines.items():
@@ -221,6 +227,8 @@ def main() -> None:
             | {"dtype": dtype, "chip": chip, "cores": os.cpu_count(), "torch": torch.__version__}
         )
     )
+    for engine in engines.values():
+        engine.close()
 
 
 if __name__ == "__main__":

@@ -92,3 +92,11 @@ class Batch(Protocol):
     def clear(self) -> None:
         """Forget all."""
         ...
+
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """Call `watcher`, from another thread, when a process is gone that it needs."""
+        ...
+
+    def close(self) -> None:
+        """End what was started for it."""
+        ...

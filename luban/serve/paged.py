@@ -354,6 +354,16 @@ class PagedBatch:
         self._states.clear()
         self._beams.clear()
 
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """Of the other processes that hold the model."""
+        if self.leader is not None:
+            self.leader.watch(watcher)
+
+    def close(self) -> None:
+        """End the other processes."""
+        if self.leader is not None:
+            self.leader.close()
+
 
 def weights_version(module: Model) -> tuple[tuple[int, int], ...]:
     """Another value whenever torch has changed a parameter or put another in its place; changes by kernels of one's own go

@@ -70,7 +70,7 @@ class Leader:
         model: whole; its weights are copied, on any device.
         plan: whose axis `tensor` says how many processes there are.
         device: of the first process; with CUDA the others have the devices behind it.
-        start: starts one of them.
+        start: starts one of them; None: as a process of its own.
 
     Raises:
         UnsupportedError, ConfigError: the model can't be divided so; the message says what is in the way.
@@ -83,13 +83,13 @@ class Leader:
         model: LoadedModel,
         plan: ParallelPlan,
         device: str | torch.device | None = None,
-        start: Start = start_process,
+        start: Start | None = None,
     ):
         require_divisible(model, plan)
         first = float_parameter(model.module).device if device is None else torch.device(device)
         devices, store = devices_of(first, plan.tensor), make_store()
         self.lost: LostProcess | None = None
-        self.on_lost: Callable[[LostProcess], None] = lambda error: None  # called from another thread
+        self._watchers: list[Callable[[LostProcess], None]] = []
         self._lost, self._closing = threading.Event(), False
         self._ends: list[Callable[[], None]] = []
         self._work: list[Connection] = []
@@ -102,7 +102,7 @@ class Leader:
                 self._status.append(status)
                 with theirs, their_status:
                     place = str(devices[rank]), store.port
-                    self._ends.append(start(theirs, their_status, rank, plan.tensor, *place))
+                    self._ends.append((start or start_process)(theirs, their_status, rank, plan.tensor, *place))
             for rank, status in enumerate(self._status, 1):
                 self._await(rank, status)
             self.ranks = Ranks(0, plan.tensor, devices[0], store)
@@ -142,10 +142,17 @@ class Leader:
             return
         self.lost = LostProcess(reason)
         self._lost.set()
-        self.on_lost(self.lost)
+        for watcher in self._watchers:
+            watcher(self.lost)
         self._end_others()
         with contextlib.suppress(Exception):
             Ranks.abort()
+
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """Call `watcher`, from another thread, when a process is gone."""
+        self._watchers.append(watcher)
+        if self.lost is not None:
+            watcher(self.lost)
 
     def check(self) -> None:
         """Raise LostProcess where a process is gone."""
@@ -186,8 +193,7 @@ class Leader:
         self._end_others()
         for connection in (*self._work, *self._status):
             connection.close()
-        if self.lost is None:
-            Ranks.leave()
+        Ranks.leave()
 
 
 class LeadingRunner(ModelRunner):

@@ -57,12 +57,11 @@ class ChunkWriter:
         rows, tokens = [], []
         for chunk in chunks:
             state = chunk.state
-            sent = self._sent.get(state)
-            if sent is None:
-                sent = self._sent[state] = Sent(next(self._numbers), [])
-                weakref.finalize(state, self._gone.append, sent.number).atexit = False
-            number, known = sent
-            if known != state.table:
+            if state not in self._sent:
+                self._sent[state] = Sent(next(self._numbers), [])
+                weakref.finalize(state, self._gone.append, self._sent[state].number).atexit = False
+            number, known = self._sent[state]
+            if known != state.table or not known:
                 kept = len(known) if state.table[: len(known)] == known else 0
                 tables[number] = kept, state.table[kept:]
                 known[:] = state.table
