@@ -51,20 +51,27 @@ class DecodeGraphs(RecordedForwards):
         rows = torch.arange(largest, device=cache.device, dtype=torch.int32)
         self._items = torch.stack([rows, rows, torch.ones_like(rows), torch.zeros_like(rows)], 1)
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor | None:
+    def run(self, chunks: Sequence[Chunk], tokens_B: Tensor | None = None) -> Tensor | None:
         """(B, V) float32 logits, overwritten by the next call; None where the chunks aren't single tokens, or nothing can
-        be recorded."""
+        be recorded.
+
+        Args:
+            tokens_B: on the device, in the place of the chunks' own.
+        """
         if self._broken or any(chunk.count != 1 or not chunk.last for chunk in chunks):
             return None
         size = recorded_size(len(chunks))
         if size > self.largest or not self._wanted(size):
             return None
         self._fill(chunks, size)
+        if tokens_B is not None:
+            self._inputs[0][: len(chunks)].copy_(tokens_B)
         logits = self._replayed(size)
         return None if logits is None else logits[: len(chunks)]
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
+        self._await_copies()
         block, count = self.cache.block_size, len(chunks)
         starts = [chunk.start for chunk in chunks]
         self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
@@ -75,6 +82,7 @@ class DecodeGraphs(RecordedForwards):
         ]
         self._copy_inputs(count, size)
         self.tables.write([chunk.state.table for chunk in chunks] + [[self.cache.blocks - 1]] * (size - count))
+        self._copies_are_sent()
 
     def _forward(self, size: int) -> Tensor:
         tokens_N, positions_N, slots_N = (x[:size] for x in self._inputs)

@@ -66,13 +66,21 @@ class ModelRunner:
             self.host.swap_in(step.swaps_in)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
+    def run(
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None = None,
+        tokens_N: Tensor | None = None,
+    ) -> Tensor:
         """Read the chunks; running them again changes nothing. Returns float32 logits (R, V) of what follows them, where
         they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
 
         Args:
             inspect: called for each chunk of which tokens are scored, with their hidden states (scored, E).
+            tokens_N: on the device, to be read in the place of the chunks' own, which are single ones.
         """
+        if tokens_N is not None:
+            return self._run_on(chunks, tokens_N)
         if self.adapters is None:
             return self._run(chunks, inspect, recorded=True)
         with self.adapters.selected(chunks) as recorded:
@@ -88,6 +96,12 @@ class ModelRunner:
             return self._logits(hidden_1NE, chunks, inspect)
         return self._read(chunks, inspect)
 
+    def _run_on(self, chunks: Sequence[Chunk], tokens_N: Tensor) -> Tensor:
+        """See `run`; tokens of the model without adapters, which are on the device."""
+        if self.graphs is not None and (logits := self.graphs.run(chunks, tokens_N)) is not None:
+            return logits
+        return self._forward(chunks, None, tokens_N)
+
     def clear_graphs(self) -> None:
         """Forget what was recorded: weights lie elsewhere."""
         for graphs in (self.graphs, self.prompts):
@@ -102,12 +116,18 @@ class ModelRunner:
             alone = len(chunks) == 1 and chunks[0].count == 1
             return self._forward([*chunks, *chunks] if alone else chunks, inspect)[: sum(c.wanted for c in chunks)]
 
-    def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
+    def _forward(
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None,
+        given_N: Tensor | None = None,
+    ) -> Tensor:
         """See `run`; as one packed row."""
         if self.adapters is not None:
             self.adapters.choose(chunks)
             self.adapters.selection.place()
         tokens_N, packed = self._packed(chunks)
+        tokens_N = tokens_N if given_N is None else given_N
         if self.sources is None:
             attention = self.backend.over(self.cache, packed, self.kernel)
             hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")

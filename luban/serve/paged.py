@@ -22,6 +22,7 @@ from luban.serve.adapters import AdapterPool
 from luban.serve.batch import BatchLoad, LostProcess, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager, source_identity
+from luban.serve.decode_ahead import DecodeAhead, InFlight
 from luban.serve.pool import PoolSettings, make_pool
 from luban.serve.request import Request
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
@@ -107,6 +108,13 @@ class PagedBatch:
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
         self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
+        simple = leader is None and adapters is None and self.proposer is None and not batch_invariant
+        self._ahead: DecodeAhead | None = None
+        if simple and not self.spec.body.two_sided:
+            self._ahead = DecodeAhead(self._growing, self.max_new_tokens)
+        # On a GPU the next forward is submitted before the last one's tokens are known; elsewhere those would wait for it.
+        self.runs_ahead = cache.device.type == "cuda"
+        self._flight: InFlight | None = None  # that was submitted so
         self._numbers = count()
         self._weights = weights_version(module)
 
@@ -158,10 +166,15 @@ class PagedBatch:
 
     def next_tokens(self, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """One forward; those whose tokens are all read get others."""
+        flight, self._flight = self._flight, None
+        if flight is not None and any(chunk.state in self._growing for chunk in flight.chunks):
+            return self._go_on_ahead(flight, meanwhile)
         if not self.scheduler.running:
             self._forget_other_weights()
         step = self._plan()
         read, logits_RV, failed = self._read(step.chunks)
+        if logits_RV is not None and not failed and self.runs_ahead and self._ahead and self._ahead.serves(read):
+            return self._go_on_ahead(self._ahead.draw(read, logits_RV), meanwhile)
         meanwhile()  # a GPU is still at it
         found: dict[int, tuple[Growing, list[Token]]] = {}
         for chunk, error in failed:
@@ -188,6 +201,13 @@ class PagedBatch:
         if self.leader is not None:
             self.leader.check()  # without a process what was read is of no meaning
         return list(found.values())
+
+    def _go_on_ahead(self, flight: InFlight, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
+        """The tokens of a forward that is in flight, once the one behind it has been submitted, if it can be."""
+        assert self._ahead is not None
+        self._flight = self._ahead.follow(flight, self.scheduler, self.runner)
+        meanwhile()
+        return self._ahead.settle(flight, self.scheduler)
 
     @torch.inference_mode()
     def _plan(self) -> Step:
@@ -353,6 +373,7 @@ class PagedBatch:
         self._growing.clear()
         self._states.clear()
         self._beams.clear()
+        self._flight = None
 
     def watch(self, watcher: Callable[[LostProcess], None]) -> None:
         """Of the other processes that hold the model."""

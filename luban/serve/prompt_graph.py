@@ -63,7 +63,6 @@ class PromptGraphs(RecordedForwards):
         most = self._items(self.largest) + max_sequences
         self._host_work = torch.zeros(most, 4, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self._work = torch.zeros(most, 4, dtype=torch.int32, device=cache.device)
-        self._copied = torch.cuda.Event() if cache.device.type == "cuda" else None
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor | None:
         """(1, N, E) hidden states of the chunks' tokens, overwritten by the next call; None where nothing is recorded, or not
@@ -82,8 +81,7 @@ class PromptGraphs(RecordedForwards):
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the last step's copies read the buffers that are filled now
+        self._await_copies()
         block, row, items, singles = self.cache.block_size, 0, [], []
         for index, chunk in enumerate(chunks):
             end, to = chunk.start + chunk.count, slice(row, row + chunk.count)
@@ -108,8 +106,7 @@ class PromptGraphs(RecordedForwards):
                 work[at : at + len(rows)] = rows
         self._work[:last].copy_(self._host_work[:last], non_blocking=True)
         self.tables.write([chunk.state.table for chunk in chunks])
-        if self._copied is not None:
-            self._copied.record()
+        self._copies_are_sent()
 
     def _forward(self, size: int) -> Tensor:
         tokens_N, positions_N, slots_N = (x[:size] for x in self._inputs)

@@ -58,6 +58,7 @@ class RecordedForwards:
         self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
         self._asked: dict[tuple[int, bool], int] = {}  # by size, and whether there are adapters
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._copied = torch.cuda.Event() if on_gpu else None
         self._changed = 0  # as `adapters` counted when the last one was recorded
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._broken = False
@@ -99,6 +100,16 @@ class RecordedForwards:
 
     def _key(self, size: int) -> tuple[int, bool]:
         return size, self.adapters is not None and self.adapters.stacked
+
+    def _await_copies(self) -> None:
+        """Wait until the last forward's inputs have been copied, before the host's buffers are filled anew."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _copies_are_sent(self) -> None:
+        """Remember that all copies of this forward's inputs have been submitted."""
+        if self._copied is not None:
+            self._copied.record()
 
     def _copy_inputs(self, count: int, size: int) -> None:
         """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`; which of them use

@@ -10,7 +10,7 @@ is admitted ends. An encoder–decoder's sequence holds the keys and values of i
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -183,6 +183,22 @@ class Scheduler:
         self._read_prompts(step, budget)
         return step
 
+    def only_decodes(self, states: Sequence[SequenceState]) -> bool:
+        """Whether `schedule`, once each of these sequences has another token, reads those tokens and nothing else, and takes
+        no blocks from others nor copies any."""
+        if any(state.unread for state in self.running):
+            return False
+        if self.waiting and not self._full_for(self.waiting[0]):
+            return False
+        new, size = 0, self.manager.block_size
+        for state in states:
+            index = state.computed // size
+            if index == len(state.table):
+                new += 1
+            elif self.manager.references[state.table[index]] > 1:
+                return False
+        return new <= self.manager.free
+
     def _hold_next(self, state: SequenceState, step: Step) -> bool:
         """See that the slot of a sequence's newest token is its own, at the cost of younger sequences. False: it was
         preempted, now or before."""
@@ -230,7 +246,7 @@ class Scheduler:
         if not self.waiting:
             return None
         state = self.waiting[0]
-        if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
+        if self._full_for(state):
             return None
         whole = state.read_whole or state.swapped is not None
         shared = [] if whole else self.manager.match(state.tokens, state.identity)
@@ -254,6 +270,10 @@ class Scheduler:
             self._swap_in(state, state.swapped, step)
         insort(self.running, self.waiting.pop(0), key=arrival)
         return state
+
+    def _full_for(self, state: SequenceState) -> bool:
+        """Whether as many sequences run as may, so that this one must wait."""
+        return bool(self.running) and sum(other.width for other in self.running) + state.width > self.max_sequences
 
     def _find_source(self, state: SequenceState) -> list[int]:
         """Blocks that hold the whole source, of another sequence or from before a preemption; none where it must be read."""

@@ -214,8 +214,15 @@ class LeadingRunner(ModelRunner):
             self.leader.tell("copy", Step([], step.swaps_out, step.copies, step.swaps_in))
             super().copy(step)
 
-    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
-        """See `ModelRunner`. Raises LostProcess where any process fails: the others can't know, and would wait for it."""
+    def run(
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None = None,
+        tokens_N: Tensor | None = None,
+    ) -> Tensor:
+        """See `ModelRunner`; the others are told the tokens, so that they must be known. Raises LostProcess where any process
+        fails: the others can't know, and would wait for it."""
+        assert tokens_N is None
         self.leader.tell("run", self.writer.write(chunks))
         try:
             return super().run(chunks, inspect)
