@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.seeding import derive
+from luban.generate.host_copies import sent
 from luban.generate.sampling import Sampling
 
 DRAW_RANGE = 2.0**63
@@ -59,8 +60,7 @@ def draw(logits_BV: Tensor, sampling: Sequence[Sampling], quantiles: Sequence[fl
         [s.min_p for s in sampling],
         quantiles,
     ]
-    on_host = torch.tensor(numbers, dtype=torch.float64, pin_memory=logits_BV.is_cuda)  # so that no copy is waited for
-    columns = on_host.to(logits_BV.device, non_blocking=True)[..., None]
+    columns = sent(numbers, logits_BV.device, torch.float64)[..., None]
     temperature_B1, top_k_B1, top_p_B1, min_p_B1, quantile_B1 = columns
     sorted_BV, order_BV = (logits_BV.double() / temperature_B1).softmax(-1).sort(descending=True, stable=True)
     kept = min_p(top_p(top_k(sorted_BV, top_k_B1), top_p_B1), min_p_B1)

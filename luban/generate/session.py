@@ -201,8 +201,10 @@ def draw_on_device(logits_BV: Tensor, sequences: SequenceOf[Sequence], ahead: in
     Args:
         ahead: tokens of each sequence before this one that aren't in its list yet.
     """
-    chosen = draw(logits_BV, [s.sampling for s in sequences], quantiles(sequences, ahead)).tokens_B
-    return chosen, torch.where(logits_BV.amax(-1).isfinite(), chosen, NO_TOKEN)
+    best_B, chosen_B = logits_BV.max(-1)  # NaN where any logit is
+    if not all(s.sampling.greedy for s in sequences):
+        chosen_B = draw(logits_BV, [s.sampling for s in sequences], quantiles(sequences, ahead)).tokens_B
+    return chosen_B, torch.where(best_B.abs() < float("inf"), chosen_B, NO_TOKEN)
 
 
 def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from luban.generate.host_copies import sent
 from luban.generate.session import NO_TOKEN, draw_on_device
 from luban.generate.session import Sequence as Growing
-from luban.serve.batch import Token
+from luban.serve.batch import LostProcess, Token
 from luban.serve.model_runner import ModelRunner
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState
 
@@ -101,6 +102,8 @@ class DecodeAhead:
         tokens_B = _picked(flight.tokens_B, [rows[chunk.state] for chunk in chunks])
         try:
             logits_BV = runner.run(chunks, tokens_N=tokens_B)
+        except LostProcess:
+            raise
         except Exception:  # it comes again, and is dealt with, where these tokens are read once they are known
             return None
         return self.draw(chunks, logits_BV, ahead=1)
@@ -138,5 +141,4 @@ def _picked(tokens_B: Tensor, rows: list[int]) -> Tensor:
     """The tokens of some rows, on the device."""
     if rows == list(range(len(tokens_B))):
         return tokens_B
-    index = torch.tensor(rows, pin_memory=tokens_B.is_cuda)
-    return tokens_B[index.to(tokens_B.device, non_blocking=True)]
+    return tokens_B[sent(rows, tokens_B.device)]

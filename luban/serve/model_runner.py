@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from luban.generate.host_blocks import HostBlocks
+from luban.generate.host_copies import sent
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
@@ -145,7 +146,7 @@ class ModelRunner:
                 inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.scored])
             row += chunk.count
             rows += range(row + 1 - chunk.wanted, row + 1)
-        wanted = torch.tensor(rows, dtype=torch.long, device=hidden_1NE.device)
+        wanted = sent(rows, hidden_1NE.device, torch.long)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
     def _packed(self, chunks: Sequence[Chunk]) -> tuple[Tensor, PackedTokens]:

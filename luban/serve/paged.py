@@ -108,7 +108,7 @@ class PagedBatch:
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
         self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
-        simple = leader is None and adapters is None and self.proposer is None and not batch_invariant
+        simple = adapters is None and self.proposer is None and not batch_invariant
         self._ahead: DecodeAhead | None = None
         if simple and not self.spec.body.two_sided:
             self._ahead = DecodeAhead(self._growing, self.max_new_tokens)
@@ -198,8 +198,7 @@ class PagedBatch:
                     wanted = [row for i in chosen for row in rows[i]]
                     part = logits_RV if wanted == list(range(len(logits_RV))) else logits_RV[wanted]
                     give([ready[i] for i in chosen], part, found)
-        if self.leader is not None:
-            self.leader.check()  # without a process what was read is of no meaning
+        self._require_all()
         return list(found.values())
 
     def _go_on_ahead(self, flight: InFlight, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
@@ -207,7 +206,14 @@ class PagedBatch:
         assert self._ahead is not None
         self._flight = self._ahead.follow(flight, self.scheduler, self.runner)
         meanwhile()
-        return self._ahead.settle(flight, self.scheduler)
+        found = self._ahead.settle(flight, self.scheduler)
+        self._require_all()
+        return found
+
+    def _require_all(self) -> None:
+        """Raise LostProcess where a process is gone: without it what was read is of no meaning."""
+        if self.leader is not None:
+            self.leader.check()
 
     @torch.inference_mode()
     def _plan(self) -> Step:

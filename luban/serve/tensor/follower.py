@@ -13,6 +13,7 @@ import threading
 from multiprocessing.connection import Connection
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from luban.generate.prompt_scores import read_in_parts
@@ -67,6 +68,15 @@ class Follower:
         """Run a forward."""
         assert self.pool is not None
         self.pool.runner.run(self.reader.read(message), self._score)
+
+    @torch.inference_mode()
+    def _run_on(self, message: bytes) -> None:
+        """Run a forward over tokens that lie on the first process's device."""
+        assert self.pool is not None
+        chunks = self.reader.read(message)
+        tokens_N = torch.empty(len(chunks), dtype=torch.long, device=self.ranks.device)
+        dist.broadcast(tokens_N, 0, group=self.ranks.group)
+        self.pool.runner.run(chunks, tokens_N=tokens_N)
 
     def _clear(self, _) -> None:
         """Forget recorded forwards."""

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from luban.core.errors import UsageError
@@ -220,12 +221,12 @@ class LeadingRunner(ModelRunner):
         inspect: Callable[[Chunk, Tensor], None] | None = None,
         tokens_N: Tensor | None = None,
     ) -> Tensor:
-        """See `ModelRunner`; the others are told the tokens, so that they must be known. Raises LostProcess where any process
-        fails: the others can't know, and would wait for it."""
-        assert tokens_N is None
-        self.leader.tell("run", self.writer.write(chunks))
+        """See `ModelRunner`. Raises LostProcess where any process fails: the others can't know, and would wait for it."""
+        self.leader.tell("run" if tokens_N is None else "run_on", self.writer.write(chunks))
         try:
-            return super().run(chunks, inspect)
+            if tokens_N is not None:
+                dist.broadcast(tokens_N, 0, group=self.leader.ranks.group)
+            return super().run(chunks, inspect, tokens_N)
         except Exception as error:
             raise self.leader.failed(error) from error
 

@@ -122,6 +122,7 @@ def test_greedy_tokens_are_those_of_one_process(over, family):
     held = blocks * size * engine.batch.budget.slot_bytes
     options = {"max_batch": 6, "max_tokens": 30, "block_size": size, "cache_bytes": held, "swap_bytes": swap, **guesses}
     engine.batch = PagedBatch(engine.model.module, leader=engine.batch.leader, **options)
+    engine.batch.runs_ahead = rng.random() < 0.5
     alone, requests = luban.Engine(model, paged=False), random_requests(rng, 8)
     for request in requests:
         engine.submit(request)
@@ -150,8 +151,11 @@ def test_more_processes_than_divide_the_heads_and_a_mixture_of_experts(over):
     rng = random.Random(random.randrange(2**32))
     prompts = [[rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 40))] for _ in range(5)]
     sampling = Sampling(max_tokens=12, temperature=1.0, top_p=0.9, seed=5, ignore_eos=True, logit_bias=((3, 1.0),))
-    found, expected = (each.generate(prompts, sampling) for each in (engine, alone))
-    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    engine.batch.runs_ahead = True
+    for each in (sampling, replace(sampling, logit_bias=()), replace(sampling, logit_bias=(), temperature=0)):
+        found, expected = (engine.generate(prompts, each), alone.generate(prompts, each))
+        assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert engine.batch.scheduler.manager.free == engine.batch.scheduler.manager.blocks
 
 
 def test_a_draft_model_of_the_first_process_guesses(over):
@@ -172,8 +176,10 @@ def test_the_smallest_memory_counts(over, monkeypatch):
     assert over(model, 3, cache_bytes=100 * 16 * slot // 2).batch.budget.slots == 100 * 16
 
 
-def test_a_process_that_is_killed_ends_the_engine(over):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_process_that_is_killed_ends_the_engine(over, ahead):
     engine, seen = over(loaded(spec())), []
+    engine.batch.runs_ahead = ahead
     engine.batch.watch(seen.append)
     sampling = Sampling(max_tokens=60, temperature=0, ignore_eos=True)
     engine.generate([[1, 2]], sampling)
