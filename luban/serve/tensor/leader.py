@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import pickle
 import subprocess
 import sys
@@ -45,7 +46,12 @@ def start_process(
     ends = work.fileno(), status.fileno()
     words = [*map(str, (*ends, rank, size)), device, str(port)]
     command = [sys.executable, "-m", "luban.serve.tensor.follower", *words]
-    process = subprocess.Popen(command, pass_fds=ends, stdin=subprocess.DEVNULL, start_new_session=True)
+    environment = dict(os.environ)
+    if device == "cpu":  # the cores are for all
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // size)))
+    process = subprocess.Popen(
+        command, pass_fds=ends, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
 
     def end() -> None:
         process.kill()
@@ -92,6 +98,7 @@ class Leader:
         self.lost: LostProcess | None = None
         self._watchers: list[Callable[[LostProcess], None]] = []
         self._lost, self._closing = threading.Event(), False
+        self._ranks: Ranks | None = None  # once all have met
         self._ends: list[Callable[[], None]] = []
         self._work: list[Connection] = []
         self._status: list[Connection] = []
@@ -106,7 +113,7 @@ class Leader:
                     self._ends.append((start or start_process)(theirs, their_status, rank, plan.tensor, *place))
             for rank, status in enumerate(self._status, 1):
                 self._await(rank, status)
-            self.ranks = Ranks(0, plan.tensor, devices[0], store)
+            self.ranks = self._ranks = Ranks(0, plan.tensor, devices[0], store)
             for rank, status in enumerate(self._status, 1):
                 threading.Thread(target=self._watch, args=(rank, status), daemon=True).start()
             shape = Shape.of(model.module)
@@ -147,7 +154,8 @@ class Leader:
             watcher(self.lost)
         self._end_others()
         with contextlib.suppress(Exception):
-            Ranks.abort()
+            if self._ranks is not None:
+                self._ranks.abort()
 
     def watch(self, watcher: Callable[[LostProcess], None]) -> None:
         """Call `watcher`, from another thread, when a process is gone."""
@@ -194,7 +202,8 @@ class Leader:
         self._end_others()
         for connection in (*self._work, *self._status):
             connection.close()
-        Ranks.leave()
+        if self._ranks is not None:
+            self._ranks.leave(lost=self.lost is not None)
 
 
 class LeadingRunner(ModelRunner):

@@ -68,14 +68,12 @@ class Ranks:
         """Whether it is so in all; all ask."""
         return bool(self.smallest(int(fine)))
 
-    @staticmethod
-    def leave() -> None:
-        """Close the connections."""
-        if dist.is_initialized():
+    def leave(self, *, lost: bool) -> None:
+        """Close the connections; `lost`: a process is gone. NCCL would wait for it."""
+        if dist.is_initialized() and not (lost and self.device.type == "cuda"):
             dist.destroy_process_group()
 
-    @staticmethod
-    def abort() -> None:
-        """End what waits for a process that is gone, from another thread."""
-        if dist.is_initialized() and dist.get_backend() == "nccl":
-            dist.distributed_c10d._abort_process_group()
+    def abort(self) -> None:
+        """End what waits for a process that is gone, from another thread. Gloo notices by itself."""
+        if self.device.type == "cuda":
+            self.group.abort()
