@@ -63,24 +63,23 @@ class DecodeGraphs(RecordedForwards):
         size = recorded_size(len(chunks))
         if size > self.largest or not self._wanted(size):
             return None
-        self._fill(chunks, size)
-        if tokens_B is not None:
-            self._inputs[0][: len(chunks)].copy_(tokens_B)
+        self._fill(chunks, size, tokens_B)
         logits = self._replayed(size)
         return None if logits is None else logits[: len(chunks)]
 
-    def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
+    def _fill(self, chunks: Sequence[Chunk], size: int, tokens_B: Tensor | None) -> None:
         """Copy what the graph reads to the device."""
         self._await_copies()
         block, count = self.cache.block_size, len(chunks)
         starts = [chunk.start for chunk in chunks]
-        self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
+        if tokens_B is None:
+            self._numbers[0, :count] = [chunk.tokens[0] for chunk in chunks]
         self._numbers[1, :count] = starts
         self._numbers[2, :count] = [
             chunk.state.table[start // block] * block + start % block
             for chunk, start in zip(chunks, starts, strict=True)
         ]
-        self._copy_inputs(count, size)
+        self._copy_inputs(count, size, tokens_B)
         self.tables.write([chunk.state.table for chunk in chunks] + [[self.cache.blocks - 1]] * (size - count))
         self._copies_are_sent()
 

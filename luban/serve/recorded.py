@@ -111,16 +111,19 @@ class RecordedForwards:
         if self._copied is not None:
             self._copied.record()
 
-    def _copy_inputs(self, count: int, size: int) -> None:
+    def _copy_inputs(self, count: int, size: int, tokens_N: Tensor | None = None) -> None:
         """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`; which of them use
-        which adapter, too."""
+        which adapter, too. `tokens_N`: on the device, in the place of the host's; behind them any may stand."""
         if self.adapters is not None:
             self.adapters.place(size)
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * self.cache.block_size
+        if tokens_N is not None:
+            self._inputs[0][:count].copy_(tokens_N)
         for row, target in enumerate(self._inputs):
-            target[:size].copy_(self._host[row, :size], non_blocking=True)
+            if row or tokens_N is None:
+                target[:size].copy_(self._host[row, :size], non_blocking=True)
 
     def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of one size and where its result is. What is recorded has been run before, so that all kernels are
