@@ -151,7 +151,8 @@ def recorded_forwards(
     """Of single tokens and of prompts: of at most so many sequences, and tokens, together."""
     step, selection = chunk_step(cache), None if adapters is None else adapters.selection
     prompts = None
-    if step is not None:
+    everywhere = agree is None or agree(step is not None)  # parts of a model may have different heads
+    if step is not None and everywhere:
         prompts = PromptGraphs(
             module,
             cache,

@@ -95,7 +95,7 @@ def follow(work: Connection, status: Connection, rank: int, size: int, device: s
 
     Args:
         work: where messages come from.
-        status: where this process says that it is there ("", once it has imported what it needs) and what made it fail.
+        status: where this process says that it is there ("") and what made it fail.
         port: of the store of the first process.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the first process drains, and ends the others
@@ -103,6 +103,7 @@ def follow(work: Connection, status: Connection, rank: int, size: int, device: s
     threading.Thread(target=_end_with, args=(status,), daemon=True).start()
     code = 0
     try:
+        torch.zeros(1, device=device)  # a device that can't be used is told before the others wait for this process
         status.send("")
         Follower(Ranks(rank, size, torch.device(device), port=port), work).follow()
     except BaseException as error:

@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -118,22 +118,24 @@ class Leader:
                 threading.Thread(target=self._watch, args=(rank, status), daemon=True).start()
             shape = Shape.of(model.module)
             self.tell("model", shape)
-            self.module, placements = divided_module(shape, self.ranks)
-            send_weights(model.module, self.module, placements, self.ranks)
+            with self.alike():
+                self.module, placements = divided_module(shape, self.ranks)
+                send_weights(model.module, self.module, placements, self.ranks)
         except BaseException:
             self.close()
             raise
 
     def _await(self, rank: int, status: Connection) -> None:
         """Wait until a process is there."""
-        said = "didn't start in time"
+        problem = "didn't start in time"
         if status.poll(START_SECONDS):
             try:
                 said = status.recv()
+                problem = f"failed: {said}" if said else ""
             except (EOFError, OSError):
-                said = "ended while it was starting"
-        if said:
-            raise LostProcess(f"process {rank} of {len(self._status) + 1} of the model {said}")
+                problem = "ended while it was starting"
+        if problem:
+            raise LostProcess(f"process {rank} of {len(self._status) + 1} of the model {problem}")
 
     def _watch(self, rank: int, status: Connection) -> None:
         """Wait until a process fails or ends."""
@@ -184,10 +186,19 @@ class Leader:
             self._give_up(f"process 0 of {len(self._status) + 1} of the model failed: {type(error).__name__}: {error}")
         return LostProcess(str(self.lost))
 
+    @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """What the other processes do, too: where it fails here, or there, they are lost to each other."""
+        try:
+            yield
+        except Exception as error:
+            raise self.failed(error) from error
+
     def pool(self, settings: PoolSettings, **own: Any) -> Pool:
         """A pool in every process; `own`: what `make_pool` is given here alone."""
         self.tell("pool", settings)
-        return make_pool(self.module, settings, divided=self.ranks, runner=partial(LeadingRunner, self), **own)
+        with self.alike():
+            return make_pool(self.module, settings, divided=self.ranks, runner=partial(LeadingRunner, self), **own)
 
     def _end_others(self) -> None:
         for end in self._ends:
@@ -222,7 +233,8 @@ class LeadingRunner(ModelRunner):
         """See `ModelRunner`."""
         if step.swaps_out or step.copies or step.swaps_in:
             self.leader.tell("copy", Step([], step.swaps_out, step.copies, step.swaps_in))
-            super().copy(step)
+            with self.leader.alike():
+                super().copy(step)
 
     def run(
         self,
@@ -232,12 +244,10 @@ class LeadingRunner(ModelRunner):
     ) -> Tensor:
         """See `ModelRunner`. Raises LostProcess where any process fails: the others can't know, and would wait for it."""
         self.leader.tell("run" if tokens_N is None else "run_on", self.writer.write(chunks))
-        try:
+        with self.leader.alike():
             if tokens_N is not None:
                 dist.broadcast(tokens_N, 0, group=self.leader.ranks.group)
             return super().run(chunks, inspect, tokens_N)
-        except Exception as error:
-            raise self.leader.failed(error) from error
 
     def clear_graphs(self) -> None:
         """See `ModelRunner`."""

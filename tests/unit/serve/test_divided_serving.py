@@ -268,3 +268,16 @@ def test_what_is_told_of_forwards_is_what_they_are():
                 assert (name == "drafts" and not ours.last) or getattr(told, name) == getattr(ours, name), name
             assert told.state.table == ours.state.table
     assert len(reader._states) <= len(states) + 3  # those that are gone are forgotten with the next message
+
+
+def test_a_process_that_cannot_start_is_named(monkeypatch):
+    def unusable(*arguments):
+        *others, _, port = arguments
+        return started(*others, "cuda:77", port)
+
+    monkeypatch.setattr(leading, "start_process", unusable)
+    with pytest.raises(LostProcess, match="process 1 of 2 of the model failed: "):
+        luban.Engine(loaded(spec()), plan=ParallelPlan(tensor=2))
+    monkeypatch.setattr(leading, "start_process", started)
+    engine = luban.Engine(loaded(spec()), plan=ParallelPlan(tensor=2))
+    engine.close()
