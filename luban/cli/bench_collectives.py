@@ -51,6 +51,7 @@ class Arguments:
     repeats: int = 5  # timed runs of each, of which the median counts
     fit: bool = False  # fit alpha and beta, and compare predictions
     pieces: int = 2  # that the ring cuts its messages into
+    lanes: int = 1  # process groups that the pieces take turns in, so that messages overlap
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available
     json: Path | None = None  # the rows as JSON
 
@@ -58,6 +59,8 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """Measure in several processes and print the table."""
     args = parse(Arguments, argv, verb="bench collectives", about=ABOUT, examples=EXAMPLES)
+    import torch.distributed as dist
+
     from luban.core.plan import ParallelPlan
     from luban.parallel.bench import COLLECTIVES, measure, table
     from luban.parallel.device import choose_device
@@ -73,15 +76,18 @@ def run(argv: Sequence[str]) -> int:
     sizes = [_bytes(text) for text in args.sizes or default]
     if args.fit and len(set(sizes)) < 4:
         raise UsageError("--fit needs four sizes at least: two constants are fitted to every second one")
-    if min(args.repeats, args.pieces) < 1 or args.nproc < 2:
-        raise UsageError("--repeats and --pieces must be at least 1, and --nproc at least 2: collectives need others")
+    if min(args.repeats, args.pieces, args.lanes) < 1 or args.nproc < 2:
+        raise UsageError(
+            "--repeats, --pieces and --lanes must be at least 1, and --nproc at least 2: collectives need others"
+        )
     if process_count() == 1:
         return launch(["bench", "collectives", *without_processes(argv)], args.nproc)
     if args.fit:
         os.environ.setdefault("NCCL_ALGO", "Ring")
     device = choose_device(args.device)
     world = World.join(ParallelPlan(replicate=process_count()), device)
-    rows = measure(names, sizes, device, repeats=args.repeats, pieces=args.pieces)
+    more = [group for _ in range(args.lanes - 1) if isinstance(group := dist.new_group(), dist.ProcessGroup)]
+    rows = measure(names, sizes, device, repeats=args.repeats, pieces=args.pieces, more=more)
     if world.is_main:
         print_result(table(rows, world.size))
         found: object = [{**asdict(row), "share": row.share, "processes": world.size} for row in rows]

@@ -1,7 +1,8 @@
 """A book with one sentence that belongs to another book: is it what surprises the model most, and does it need the whole book to see?
 
-The original is not given. The sentence comes from about the same place of another held-out document and has about as many tokens,
-so that it is fluent and plausible by itself. Sentences are ranked by the mean negative log-probability of their tokens, once
+The original is not given. A document may say which sentence is to be replaced by which: {"meta": {"altered": {"start", "stop",
+"text"}}}, the first two in characters, one that contradicts what was told long before, say. Otherwise the sentence comes from about
+the same place of another held-out document and has about as many tokens, so that it is fluent and plausible by itself. Sentences are ranked by the mean negative log-probability of their tokens, once
 with everything before them in view and once with a window of 4,096 tokens: the control, which should rank it lower.
 """
 
@@ -16,6 +17,7 @@ import torch
 
 from luban.core.errors import DataError
 from luban.core.seeding import generator
+from luban.corpus.document import Document
 from luban.evals.likelihood import windows
 from luban.evals.task import Material, Outcome
 from luban.load.model import LoadedModel
@@ -54,12 +56,40 @@ def altered(text: str, other: str, number: int) -> Altered | None:
         alike = [(a, b) for a, b in theirs if abs((b - a) / (end - begin) - 1) < 0.3 and other[a:b] not in text]
         if alike:
             a, b = min(alike, key=lambda span: abs(span[0] / len(other) - place))
-            tail = text[begin:end][len(text[begin:end].rstrip()) :]  # spaces behind the original
-            changed = text[:begin] + other[a:b].rstrip() + tail + text[end:]
-            shift = len(changed) - len(text)
-            spans = [*mine[:i], (begin, end + shift), *((x + shift, y + shift) for x, y in mine[i + 1 :])]
-            return Altered(changed, spans, i, text[begin:end])
+            return _replaced(text, mine, i, other[a:b].rstrip())
     return None
+
+
+def marked(document: Document) -> Altered | None:
+    """The document's text with the sentence replaced that it names; None where it names none.
+
+    Raises:
+        DataError: it names no sentence of its text.
+    """
+    where = (document.meta or {}).get("altered")
+    if where is None:
+        return None
+    text, found = document.text, sentences_of(document.text)
+    if not isinstance(where, dict) or not isinstance(where.get("text"), str):
+        raise DataError(
+            f"document {document.id}: meta's 'altered' needs 'start', 'stop' and 'text', the sentence put there"
+        )
+    for i, (begin, end) in enumerate(found):
+        if (begin, begin + len(text[begin:end].rstrip())) == (where.get("start"), where.get("stop")):
+            return _replaced(text, found, i, where["text"].rstrip())
+    raise DataError(
+        f"document {document.id}: no sentence begins at character {where.get('start')} and ends at {where.get('stop')}, as meta's 'altered' says"
+    )
+
+
+def _replaced(text: str, sentences: list[tuple[int, int]], i: int, other: str) -> Altered:
+    """The text with another sentence in the place of the i-th, and the spaces behind that."""
+    begin, end = sentences[i]
+    tail = text[begin:end][len(text[begin:end].rstrip()) :]
+    changed = text[:begin] + other + tail + text[end:]
+    shift = len(changed) - len(text)
+    spans = [*sentences[:i], (begin, end + shift), *((x + shift, y + shift) for x, y in sentences[i + 1 :])]
+    return Altered(changed, spans, i, text[begin:end])
 
 
 @torch.inference_mode()
@@ -99,19 +129,23 @@ class AlteredSentence:
         """Rank of the foreign sentence in view of everything, and with the window."""
         require_next_token(model.spec, "altered_sentence")
         tokenizer, context = model.need_tokenizer(), model.spec.context
-        texts = [document.text for document in material.text]
-        if len(texts) < 2:
-            raise DataError(f"altered_sentence needs two held-out documents or more, {len(texts)} found")
-        rows = []
-        for number, text in enumerate(texts):
+        documents, rows = material.text, []
+        if len(documents) < 2 and not any((document.meta or {}).get("altered") for document in documents):
+            raise DataError(f"altered_sentence needs two held-out documents or more, {len(documents)} found")
+        for number, document in enumerate(documents):
             if len(rows) == (limit or BOOKS):
                 break
-            ids, ranges = tokenizer.encode_plain(text)
-            kept = text if len(ids) < context else text[: ranges[context - 2][0]]  # a token is for the text's beginning
-            made = altered(kept, texts[(number + 1) % len(texts)], number)
+            made = marked(document)
+            if made is None:
+                text = document.text
+                ids, ranges = tokenizer.encode_plain(text)
+                kept = text if len(ids) < context else text[: ranges[context - 2][0]]  # a token is for the beginning
+                made = altered(kept, documents[(number + 1) % len(documents)].text, number)
             if made is None:
                 continue
             ids, ranges = tokenizer.encode_plain(made.text)
+            if len(ids) >= context and made.sentences[made.changed][1] > ranges[context - 2][0]:
+                continue  # the model doesn't read so far
             rows.append(self._row(model, made, ids[: context - 1], ranges[: context - 1]))
         if not rows:
             raise DataError(

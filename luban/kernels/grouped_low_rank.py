@@ -3,7 +3,9 @@
 Punica (Chen et al. 2024, section 4) and S-LoRA (Sheng et al. 2024, section 5) multiply the rows of a batch by the factors of
 their adapters in two kernels, one to the narrow rank ("shrink") and one back ("expand"). Here rows of one adapter share a tile,
 so that its factors are read once a tile and tensor cores multiply, for single tokens and for prompts alike. A shrink has few
-outputs, so its sum over inputs is divided among programs to keep the device busy, and the expand adds their shares up.
+outputs, so its sum over inputs is divided among programs to keep the device busy, and the expand adds their shares up. Each kernel is
+launched while the one before it still runs (Hopper's programmatic dependent launch) and waits inside for what that one writes:
+they are so short that the time between two kernels counts.
 
 N rows, I inputs, O outputs of P projections of one input, S slots, R rank (a power of two, 16 at least), W tiles.
 """
@@ -17,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from luban.kernels.available import INTERPRETED
 from luban.kernels.flash.tile import matmul
@@ -48,6 +51,7 @@ def shrink_kernel(
     M: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """s·A·x of one tile over EACH inputs, in float32: H (shares, N, RANKS). Grid (W, shares, RANKS / BLOCK_R)."""
@@ -59,6 +63,9 @@ def shrink_kernel(
         at_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)
         factors = A + slot.to(tl.int64) * a_slot
         total = tl.zeros([M, BLOCK_R], tl.float32)
+        if EARLY:
+            gdc_wait()  # for the inputs
+            gdc_launch_dependents()
         for start in range(share * EACH, share * EACH + EACH, BLOCK_I):
             at_i = start + tl.arange(0, BLOCK_I)
             x = tl.load(
@@ -90,6 +97,7 @@ def expand_kernel(
     M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Y += H·Bᵀ for one tile and BLOCK_O outputs of one of up to three projections, of FIRST, SECOND and THIRD outputs.
@@ -111,16 +119,27 @@ def expand_kernel(
         factors = B + slot.to(tl.int64) * b_slot
         place = Y + rows[:, None] * y_row + at_o[None, :]
         both = inside[:, None] & there[None, :]
-        total = tl.load(place, mask=both, other=0.0).to(tl.float32)  # before the factors: it comes while they do
+        total = tl.zeros([M, BLOCK_O], tl.float32)
         for start in tl.static_range(0, RANK, BLOCK_R):  # type: ignore[not-iterable]
             at_r = start + tl.arange(0, BLOCK_R)
             b = tl.load(factors + at_o[None, :] * RANK + at_r[:, None], mask=there[None, :], other=0.0)
+            if start == 0:
+                if EARLY:
+                    gdc_wait()  # for the outputs and what was shrunk; factors were there before
+                total = tl.load(place, mask=both, other=0.0).to(tl.float32)
             h = tl.zeros([M, BLOCK_R], tl.float32)
             for share in tl.static_range(SHARES):  # type: ignore[not-iterable]
                 narrow = H + (share * N + rows[:, None]) * RANKS + projection * RANK + at_r[None, :]
                 h += tl.load(narrow, mask=inside[:, None], other=0.0)
             total += matmul(h.to(b.dtype), b, UPCAST)
         tl.store(place, total.to(Y.dtype.element_ty), mask=both)
+
+
+def _early(device: torch.device) -> dict[str, bool]:
+    """Launch options of kernels that begin while the one before them ends, where the GPU can."""
+    if INTERPRETED or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"EARLY": False}
+    return {"EARLY": True, "launch_pdl": True}
 
 
 def add_grouped_low_rank(
@@ -147,6 +166,7 @@ def add_grouped_low_rank(
         "RANK": rank,
         "M": rows,
         "BLOCK_R": block_r,
+        **_early(x_NI.device),
         "UPCAST": INTERPRETED,
         "num_warps": 4,
     }

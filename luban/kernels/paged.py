@@ -3,7 +3,7 @@
 A program keeps a tile of rows, the queries of some consecutive tokens of a sequence times the heads of one group, and
 walks the blocks of keys that they see, by the sequence's table. Where there are few single tokens, each is given to
 several programs, which take a share of its keys each (Dao et al. 2023, Flash-Decoding), and a second kernel joins their
-results.
+results. Keys of a chunk itself lie in a row where they were computed, and are read there by whole tiles.
 
 N packed tokens, H query heads, K key heads, G = H / K, D head dim.
 """
@@ -13,62 +13,59 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, matmul
+from luban.kernels.flash.tile import add_bias, fetch_tile, matmul
 
 
 @triton.jit
-def _walk(
-    acc,
-    m,
-    total,
-    q,
-    KEYS,
-    VALUES,
-    TABLE,
-    kv_stride,
-    first,
-    last,
-    end,
-    positions,
-    valid,
-    BIAS_TABLE,
-    first_number,
-    second_number,
-    qk_scale,
-    zero,
-    window,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BN: tl.constexpr,
-    SIZE: tl.constexpr,
-    BIAS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    MASKED: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Fold key tiles [first, last) into the running maximum m, sum total and mix acc; `end` keys are there."""
+def _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_stride, NEW_KEYS, NEW_VALUES, kv, new_row, origin, first, last, end,
+          positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D: tl.constexpr,
+          DP: tl.constexpr, BN: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
+          MASKED: tl.constexpr, NEW: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """Fold key tiles [first, last) into the running maximum m, sum total and mix acc; `end` keys are there.
+
+    Tiles are counted from the key `origin` on. NEW: they are read where they were computed, `origin` in row `new_row`.
+    MASKED: some rows don't see some keys, or the last tile reaches past the end.
+    """
     dims = tl.arange(0, DP)
     for n in range(first, last):
-        cols = n * BN + tl.arange(0, BN)
+        cols = origin + n * BN + tl.arange(0, BN)
         inside = cols < end
-        blocks = tl.load(TABLE + cols // SIZE, mask=inside, other=0)
-        slots = blocks.to(tl.int64) * SIZE + cols % SIZE
-        at = slots[:, None] * kv_stride + dims[None, :]
-        there = inside[:, None] & (dims[None, :] < D)
-        k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
-        v = tl.load(VALUES + at, mask=there, other=0.0)
-        s = matmul(q, tl.trans(k), UPCAST) * qk_scale
-        s = add_bias(
-            s, positions[:, None], cols[None, :], BIAS_TABLE, first_number, second_number, 0, 0, zero, BIAS, True
-        )
+        if NEW:
+            k = fetch_tile(NEW_KEYS, kv * 0, kv, new_row + n * BN, BN, DP, FETCH)
+            v = fetch_tile(NEW_VALUES, kv * 0, kv, new_row + n * BN, BN, DP, FETCH)
+            if MASKED:  # others' values, which may be NaN
+                v = tl.where(inside[:, None], v, 0.0)
+        else:
+            there = dims[None, :] < D
+            if MASKED:
+                blocks = tl.load(TABLE + cols // SIZE, mask=inside, other=0)
+                there = inside[:, None] & there
+            else:
+                blocks = tl.load(TABLE + cols // SIZE)
+            slots = blocks.to(tl.int64) * SIZE + cols % SIZE
+            at = slots[:, None] * kv_stride + dims[None, :]
+            k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
+            v = tl.load(VALUES + at, mask=there, other=0.0)
+        s = matmul(q, tl.trans(k), UPCAST)
+        if BIAS > 0:
+            s = add_bias(s * qk_scale, positions[:, None], cols[None, :], BIAS_TABLE, first_number, second_number, 0, 0,
+                         zero, BIAS, True)  # fmt: skip
         if MASKED:
-            seen = (cols[None, :] <= positions[:, None]) & valid[:, None]
+            seen = (cols[None, :] <= positions[:, None]) & valid[:, None] & inside[None, :]
             if WINDOW:
                 seen = seen & (positions[:, None] - cols[None, :] < window)
             s = tl.where(seen, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        p = tl.exp2(s - shift[:, None])
+        if BIAS > 0:
+            m_new = tl.maximum(m, tl.max(s, 1))
+        else:
+            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
+        shift = m_new
+        if MASKED:
+            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
+        if BIAS > 0:
+            p = tl.exp2(s - shift[:, None])
+        else:
+            p = tl.exp2(s * qk_scale - shift[:, None])
         decay = tl.exp2(m - shift)
         total = total * decay + tl.sum(p, 1)
         acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
@@ -79,44 +76,18 @@ def _walk(
 @triton.jit(
     do_not_specialize=["table_stride", "zero", "window"]
 )  # they change from step to step: no new kernel for each
-def paged_kernel(
-    Q,
-    KEYS,
-    VALUES,
-    OUT,
-    LSE,
-    ITEMS,
-    TABLES,
-    BIAS_TABLES,
-    NUMBERS,
-    q_token,
-    q_head,
-    kv_slot,
-    out_split,
-    out_token,
-    table_stride,
-    bias_stride,
-    lse_split,
-    qk_scale,
-    zero,
-    window,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    SIZE: tl.constexpr,
-    BIAS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLIT: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, OUT, LSE, ITEMS, TABLES, BIAS_TABLES, NUMBERS, q_token, q_head,
+                 kv_slot, out_split, out_token, item_stride, table_stride, bias_stride, lse_split, qk_scale, zero, window,
+                 G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                 SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, NEW: tl.constexpr,
+                 FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """One item (sequence, row of its first token, tokens, position of the first), one key head, one share of the keys.
 
     Grid (items, K, splits). SPLIT: OUT is float32 (splits, N, H, D), the mix of this share, and LSE (splits, N, H) its
-    log-sum-exp in base 2; else OUT is (N, H, D).
+    log-sum-exp in base 2; else OUT is (N, H, D). NEW: an item's fifth number is the position at which its chunk begins; keys
+    from there on are read from NEW_KEYS and NEW_VALUES, as `fetch_tile` takes them: (1, K, N, D).
     """
-    ITEM = ITEMS + tl.program_id(0) * 4
+    ITEM = ITEMS + tl.program_id(0) * item_stride
     kv, split = tl.program_id(1), tl.program_id(2)
     sequence, row, tokens, position = tl.load(ITEM), tl.load(ITEM + 1), tl.load(ITEM + 2), tl.load(ITEM + 3)
     rows, dims = tl.arange(0, BM), tl.arange(0, DP)
@@ -132,13 +103,18 @@ def paged_kernel(
         first_number = tl.load(NUMBERS + head * 2)[:, None]
         second_number = tl.load(NUMBERS + head * 2 + 1)[:, None]
     end = position + tokens
-    first, last = 0, tl.cdiv(end, BN)
+    begin = end  # of the keys that are read where they were computed
+    if NEW:
+        begin = tl.load(ITEM + 4)
+    first, last = 0, tl.cdiv(begin, BN)
     if WINDOW:
-        first = tl.maximum(position - window + 1, 0) // BN
+        first = tl.minimum(tl.maximum(position - window + 1, 0) // BN, last)
     share = tl.cdiv(last - first, tl.num_programs(2))
     first += split * share
     last = tl.minimum(first + share, last)
-    whole = tl.maximum(tl.minimum(position // BN, last), first)  # tiles before it are seen by all rows
+    whole = tl.maximum(
+        tl.minimum(tl.minimum(position, begin) // BN, last), first
+    )  # tiles before it are seen by all rows
     if WINDOW:
         whole = first
     m = tl.full([BM], float("-inf"), tl.float32)
@@ -147,64 +123,24 @@ def paged_kernel(
     TABLE = TABLES + sequence * table_stride
     KEYS += kv * D
     VALUES += kv * D
-    acc, m, total = _walk(
-        acc,
-        m,
-        total,
-        q,
-        KEYS,
-        VALUES,
-        TABLE,
-        kv_slot,
-        first,
-        whole,
-        end,
-        positions,
-        valid,
-        BIAS_TABLE,
-        first_number,
-        second_number,
-        qk_scale,
-        zero,
-        window,
-        D,
-        DP,
-        BN,
-        SIZE,
-        BIAS,
-        WINDOW,
-        False,
-        UPCAST,
-    )
-    acc, m, total = _walk(
-        acc,
-        m,
-        total,
-        q,
-        KEYS,
-        VALUES,
-        TABLE,
-        kv_slot,
-        whole,
-        last,
-        end,
-        positions,
-        valid,
-        BIAS_TABLE,
-        first_number,
-        second_number,
-        qk_scale,
-        zero,
-        window,
-        D,
-        DP,
-        BN,
-        SIZE,
-        BIAS,
-        WINDOW,
-        True,
-        UPCAST,
-    )
+    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, first, whole, begin,
+                          positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
+                          SIZE, BIAS, WINDOW, False, False, FETCH, UPCAST)  # fmt: skip
+    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, whole, last, begin,
+                          positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
+                          SIZE, BIAS, WINDOW, True, False, FETCH, UPCAST)  # fmt: skip
+    if NEW:
+        before = position - begin  # keys of the chunk before this item's
+        first, last, whole = 0, tl.cdiv(end - begin, BN), before // BN
+        if WINDOW:
+            first = tl.maximum(before - window + 1, 0) // BN
+            whole = first
+        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
+                              first, whole, end, positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero,
+                              window, D, DP, BN, SIZE, BIAS, WINDOW, False, True, FETCH, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
+                              whole, last, end, positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero,
+                              window, D, DP, BN, SIZE, BIAS, WINDOW, True, True, FETCH, UPCAST)  # fmt: skip
     nothing = total == 0.0
     mixed = acc / tl.where(nothing, 1.0, total)[:, None]
     to = OUT + split * out_split + at[:, None] * out_token + head[:, None] * D + dims[None, :]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luban.kernels.available import INTERPRETED
 from luban.kernels.distance import LOG2E, DistanceBias
-from luban.kernels.flash.launch import KINDS
+from luban.kernels.flash.launch import KINDS, Tiles, fetches_tiles, readable, walked
 from luban.kernels.paged import join_kernel, paged_kernel, store_kernel
 
 TILE = 16 if INTERPRETED else 64  # keys of a tile, fewer where heads are wide
@@ -29,7 +29,9 @@ MIN_TILES = 4  # of a share of the keys
 class PagedWork:
     """Which programs there are: made once a forward for layers with one number of heads a group."""
 
-    items: Tensor  # (items, 4) int32: sequence, row of its first token, tokens, position of the first
+    # (items, 4) int32: sequence, row of its first token, tokens, position of the first; of chunks (items, 5): then the
+    # position at which the chunk begins
+    items: Tensor
     rows: int  # BM
     splits: int  # shares of every item's keys
     single_rows: Tensor | None  # (items,) int32: rows in which shares are joined
@@ -38,6 +40,18 @@ class PagedWork:
 def padded_width(width: int) -> int:
     """Of a head in a tile."""
     return max(16, 1 << (width - 1).bit_length())
+
+
+def paged_tiles(rows: int, row_bytes: int, own: bool) -> Tiles:
+    """Settings of the kernel for a tile of so many rows. With 8 warps it takes 130 registers for chunks that read their own keys in
+    place, two more than let a second program in: narrow heads get 4, as in training.
+
+    Args:
+        rows: of the tile. row_bytes: as of `paged_work`. own: whether a chunk's own keys are read where they were computed.
+    """
+    narrower = _narrower(row_bytes)
+    warps = 4 if rows <= 64 or (own and row_bytes <= 128) else 8
+    return Tiles(rows, max(16, TILE // narrower), warps, {1: 3, 2: 2, 4: 1}[narrower])
 
 
 def chunk_tokens(heads: int, key_heads: int, row_bytes: int) -> int:
@@ -84,7 +98,7 @@ def paged_work(
     return work
 
 
-Item = tuple[int, int, int, int]
+Item = tuple[int, ...]
 
 
 def _divided(starts: Sequence[int], counts: Sequence[int], step: int) -> tuple[list[Item], list[Item]]:
@@ -94,7 +108,7 @@ def _divided(starts: Sequence[int], counts: Sequence[int], step: int) -> tuple[l
         if count == 1:
             singles.append((sequence, row, 1, start))
         else:
-            chunks += [(sequence, row + at, min(step, count - at), start + at) for at in range(0, count, step)]
+            chunks += [(sequence, row + at, min(step, count - at), start + at, start) for at in range(0, count, step)]
         row += count
     return sorted(chunks, key=lambda item: -item[3]), singles
 
@@ -159,20 +173,27 @@ def paged_attention(
     block_size: int,
     window: int | None,
     scale: float,
+    new: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """(N, H, D), contiguous. Keys and values of the new tokens are in the pool already.
 
     Args:
         keys, values: (slots, K, D), contiguous. tables_CM: int32. window: as in `AttentionShape`.
+        new: keys and values of the new tokens, (N, K, D) both: chunks read their own ones there, by whole tiles. None: all are
+            read from the pool, so that a token's result doesn't depend on where its chunk begins.
     """
     (H, N, D), K = q_HND.shape, keys.shape[1]
     out = torch.empty(N, H, D, dtype=values.dtype, device=q_HND.device)
     q_HND = q_HND.to(values.dtype)
     q_HND = q_HND if q_HND.stride(2) == 1 else q_HND.contiguous()
     padded = padded_width(D)
-    narrower = _narrower(padded * values.element_size())
     for each in work:
-        split = each.splits > 1
+        in_place = new is not None and each.items.shape[1] > 4
+        t = paged_tiles(each.rows, padded * values.element_size(), in_place)
+        split, own, fetch = each.splits > 1, None, False
+        if new is not None and in_place:
+            fetch = fetches_tiles(q_HND.device) and D * values.element_size() % 16 == 0
+            own = [walked(readable(x.transpose(0, 1)[None], fetch), t.cols, padded, fetch) for x in new]
         target, lse = out, out
         if split:
             target = torch.empty(each.splits, N, H, D, dtype=torch.float32, device=out.device)
@@ -181,6 +202,7 @@ def paged_attention(
             q_HND,
             keys,
             values,
+            *(own or (keys, values)),
             target,
             lse,
             each.items,
@@ -192,6 +214,7 @@ def paged_attention(
             K * D,
             N * H * D,
             H * D,
+            each.items.stride(0),
             tables_CM.stride(0),
             0 if bias.table is None else bias.table.stride(0),
             N * H,
@@ -201,15 +224,18 @@ def paged_attention(
             G=H // K,
             D=D,
             DP=padded,
-            BM=each.rows,
-            BN=max(16, TILE // narrower),
+            BM=t.rows,
+            BN=t.cols,
             SIZE=block_size,
             BIAS=bias.kind,
             WINDOW=window is not None,
             SPLIT=split,
+            NEW=own is not None,
+            FETCH=fetch,
             UPCAST=INTERPRETED,
-            num_warps=4 if each.rows <= 64 else 8,
-            num_stages={1: 3, 2: 2, 4: 1}[narrower],
+            num_warps=t.warps,
+            num_stages=t.stages,
+            maxnreg=t.registers,
         )
         if split:
             join_kernel[(len(each.items), H)](

@@ -168,6 +168,7 @@ def measure(
     *,
     repeats: int,
     pieces: int = PIECES,
+    more: Sequence[dist.ProcessGroup] = (),
     group: dist.ProcessGroup | None = None,
 ) -> list[Row]:
     """Run each collective at each size in all processes of a group, here and in torch, and compare the results.
@@ -175,7 +176,7 @@ def measure(
     Args:
         sizes: bytes of the whole tensor; rounded up so that N processes share float32 numbers evenly.
         repeats: timed runs, after one that isn't.
-        pieces: that the ring cuts messages into.
+        pieces: that the ring cuts messages into. more: see `PointToPoint`.
         group: None: all processes.
 
     Raises:
@@ -183,7 +184,7 @@ def measure(
     """
     group = group or dist.group.WORLD
     assert group is not None
-    ring, rows = PointToPoint(group, pieces), []
+    ring, rows = PointToPoint(group, pieces, more), []
     for size in sizes:
         numbers = -(-size // (NUMBERS.itemsize * ring.size)) * ring.size
         generator = torch.Generator().manual_seed(ring.rank)

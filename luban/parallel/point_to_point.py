@@ -39,18 +39,22 @@ class PointToPoint:
     Args:
         group: of processes that all call the same collectives in the same order.
         pieces: that a message is cut into.
+        more: groups of the same processes that pieces take turns in with `group`: with NCCL messages of one group follow each
+            other, those of several begin while others end.
 
     Tensors are contiguous; `sent` counts the bytes that this process has sent.
     """
 
     group: dist.ProcessGroup
     pieces: int = PIECES
+    more: Sequence[dist.ProcessGroup] = ()
     sent: int = 0
     rank: int = field(init=False)
     size: int = field(init=False)
 
     def __post_init__(self):
         self.rank, self.size = dist.get_rank(self.group), self.group.size()
+        self._lanes = (self.group, *self.more)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the processes, in place: 2(N − 1)/N · K bytes a process."""
@@ -161,10 +165,10 @@ class PointToPoint:
         """Start each exchange once the one `pieces` before it, whose piece it passes on, has been added up. Those in between
         are on their way meanwhile."""
         in_flight: deque[Exchange] = deque()
-        for moves in rounds:
+        for number, moves in enumerate(rounds):
             if len(in_flight) == self.pieces:
                 in_flight.popleft().finish()
-            in_flight.append(self._start(moves))
+            in_flight.append(self._start(moves, self._lanes[number % self.pieces % len(self._lanes)]))
         for exchange in in_flight:
             exchange.finish()
 
@@ -182,23 +186,20 @@ class PointToPoint:
     def _exchange(self, moves: Sequence[Move]) -> None:
         self._start(moves).finish()
 
-    def _start(self, moves: Sequence[Move]) -> Exchange:
+    def _start(self, moves: Sequence[Move], lane: dist.ProcessGroup | None = None) -> Exchange:
         """Begin messages; those without numbers are left out by both sides."""
-        operations, sums = [], []
+        group, operations, sums = lane or self.group, [], []
         for move in moves:
             if move.sent.numel():
                 self.sent += move.sent.numel() * move.sent.element_size()
-                operations.append(self._operation(dist.isend, move.sent, move.to))
+                operations.append(dist.P2POp(dist.isend, move.sent, group=group, group_peer=move.to))
         for move in moves:
             if move.received.numel():
                 into = torch.empty_like(move.received) if move.adds else move.received
-                operations.append(self._operation(dist.irecv, into, move.source))
+                operations.append(dist.P2POp(dist.irecv, into, group=group, group_peer=move.source))
                 if move.adds:
                     sums.append((move.received, into))
         return Exchange(dist.batch_isend_irecv(operations) if operations else [], sums)
-
-    def _operation(self, kind, tensor: Tensor, peer: int) -> dist.P2POp:
-        return dist.P2POp(kind, tensor, group=self.group, group_peer=peer)
 
 
 @dataclass

@@ -61,8 +61,8 @@ class PromptGraphs(RecordedForwards):
         super().__init__(module, cache, recorded_tokens(max_tokens), max_sequences, adapters, backend, agree)
         self.kernel, self._sequences, self._step = kernel, max_sequences, step
         most = self._items(self.largest) + max_sequences
-        self._host_work = torch.zeros(most, 4, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
-        self._work = torch.zeros(most, 4, dtype=torch.int32, device=cache.device)
+        self._host_work = torch.zeros(most, 5, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
+        self._work = torch.zeros(most, 5, dtype=torch.int32, device=cache.device)
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor | None:
         """(1, N, E) hidden states of the chunks' tokens, overwritten by the next call; None where nothing is recorded, or not
@@ -89,10 +89,10 @@ class PromptGraphs(RecordedForwards):
             self._numbers[0, to], self._numbers[1, to] = chunk.tokens, at
             self._numbers[2, to] = np.asarray(chunk.state.table)[at // block] * block + at % block
             if chunk.count == 1:
-                singles.append((index, row, 1, chunk.start))
+                singles.append((index, row, 1, chunk.start, chunk.start))
             else:
                 items += [
-                    (index, row + i, min(self._step, chunk.count - i), chunk.start + i)
+                    (index, row + i, min(self._step, chunk.count - i), chunk.start + i, chunk.start)
                     for i in range(0, chunk.count, self._step)
                 ]
             row += chunk.count
@@ -100,7 +100,7 @@ class PromptGraphs(RecordedForwards):
         self._copy_inputs(row, size)
         first, work = self._items(size), self._host_work.numpy()
         last = first + min(self._sequences, size)
-        work[:last] = 0, -1, 0, 0  # no tokens and no row: nothing to do
+        work[:last] = 0, -1, 0, 0, 0  # no tokens and no row: nothing to do
         for at, rows in ((0, items), (first, singles)):
             if rows:
                 work[at : at + len(rows)] = rows
@@ -118,7 +118,7 @@ class PromptGraphs(RecordedForwards):
             starts=(self.module.spec.context - 1,),  # as far as any sequence reaches
             counts=(1,),
             block_size=self.cache.block_size,
-            single_items=self._work[first : first + min(self._sequences, size)],
+            single_items=self._work[first : first + min(self._sequences, size), :4],
             chunk_items=self._work[:first],
         )
         attention = self.backend.over(self.cache, packed, self.kernel)

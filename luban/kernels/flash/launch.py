@@ -85,7 +85,7 @@ def fetches_tiles(device: torch.device) -> bool:
     return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _readable(x: Tensor, fetched: bool) -> Tensor:
+def readable(x: Tensor, fetched: bool) -> Tensor:
     """x, or a copy of it where pointers, or the hardware that fetches tiles of it, could not read it."""
     unit = 16 // x.element_size()  # the hardware takes steps of whole 16 bytes
     steps = [step for size, step in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
@@ -96,6 +96,14 @@ def _readable(x: Tensor, fetched: bool) -> Tensor:
 def kept(x: Tensor) -> tuple:
     """(B, heads, length, D) as kernels read or write one tile of it (`load_tile`)."""
     return x, *x.stride()[:3], *x.shape[2:]
+
+
+def walked(x: Tensor, rows: int, width: int, fetched: bool) -> TensorDescriptor | tuple:
+    """(B, heads, length, D), `readable`, as kernels walk over it in tiles of `rows` places and a padded width (`fetch_tile`)."""
+    if not fetched:
+        return kept(x)
+    steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, width])
 
 
 class _Call:
@@ -124,11 +132,8 @@ class _Call:
         return blocks, counts, (0 if one else blocks.stride(0), blocks.stride(1), 0 if one else counts.stride(0))
 
     def walked(self, x: Tensor, rows: int) -> TensorDescriptor | tuple:
-        """(B, heads, length, D) as kernels walk over it, in tiles of `rows` places and the padded width (`fetch_tile`)."""
-        if not self.fetch:
-            return kept(x)
-        steps = [step if size > 1 else x.shape[-1] for size, step in zip(x.shape, x.stride(), strict=True)]
-        return TensorDescriptor(x, list(x.shape), [*steps[:3], 1], [1, 1, rows, self.padded])
+        """(B, heads, length, D) in tiles of `rows` places."""
+        return walked(x, rows, self.padded, self.fetch)
 
     def order(self, own: Tensor, other: Tensor, side: int, which: int) -> tuple[tuple[int, int], Tensor, dict]:
         """How programs follow each other that keep `side` places of a head of one tensor and walk over another and its like
@@ -190,7 +195,7 @@ def _forward(
     out, lse = _by_token(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     if not q.numel():
         return out, lse
-    q, k, v = _readable(q, False), _readable(k, call.fetch), _readable(v, call.fetch)
+    q, k, v = readable(q, False), readable(k, call.fetch), readable(v, call.fetch)
     gathering = call.kind == TABLE  # from a table, which takes shared memory for every stage
     t = tiles(call.dim, "forward", block, call.intervals or gathering, call.curved)
     lists, counts, strides = call.lists(query_list, query_count)
@@ -253,7 +258,7 @@ def _backward(
     width = 0 if weight is None else weight.shape[1]
     if not q.numel():
         return _by_token(q), _by_token(k).zero_(), _by_token(v).zero_(), lse.new_zeros(call.H, width or 2)
-    do, q, k, v = (_readable(x, call.fetch) for x in (do, q, k, v))
+    do, q, k, v = (readable(x, call.fetch) for x in (do, q, k, v))
     delta = torch.empty_like(lse)
     start, stop, seeing = (lse if x is None else x for x in (start, stop, seeing))
     dq, sums = _queries_gradient(

@@ -21,8 +21,8 @@ class PackedTokens:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     block_size: int
-    # the kernel's work (`paged_work`) where it is on the device already, (items, 4) int32: of single tokens, and of chunks;
-    # `starts` may then be any positions at least as large, and `counts` tell nothing
+    # the kernel's work (`PagedWork.items`) where it is on the device already, of single tokens and of chunks; `starts` may
+    # then be any positions at least as large, and `counts` tell nothing
     single_items: Tensor | None = None
     chunk_items: Tensor | None = None
 

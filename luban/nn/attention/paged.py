@@ -192,10 +192,10 @@ class PagedAttention(AttentionBackend):
         """(1, H, N, D), with everything in the pool.
 
         Args:
-            new: keys and values of the packed tokens, (N, K, D) both, for parts that attend to nothing else.
+            new: keys and values of the packed tokens, (N, K, D) both, where chunks may read their own ones there.
         """
         if isinstance(mask, KernelMask):
-            return self._kernel(q_BHTD[0], mask, cache, scale).transpose(0, 1)[None]
+            return self._kernel(q_BHTD[0], mask, cache, scale, new).transpose(0, 1)[None]
         q_NHD = q_BHTD[0].transpose(0, 1)
         if len(mask) == 1:
             return self._part(q_NHD, new, mask[0], cache, scale).transpose(0, 1)[None]
@@ -222,7 +222,9 @@ class PagedAttention(AttentionBackend):
         q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD, k_SKD, v_SKD))
         return _attend(q_RTHD, k_RSKD, v_RSKD, part.mask, scale).flatten(0, 1)
 
-    def _kernel(self, q_HND: Tensor, mask: KernelMask, cache: PagedLayer, scale: float | None) -> Tensor:
+    def _kernel(
+        self, q_HND: Tensor, mask: KernelMask, cache: PagedLayer, scale: float | None, new: KeysValues | None
+    ) -> Tensor:
         """(N, H, D)."""
         from luban.kernels.paged_launch import paged_attention
 
@@ -236,6 +238,7 @@ class PagedAttention(AttentionBackend):
             block_size=self.tokens.block_size,
             window=mask.window,
             scale=q_HND.shape[-1] ** -0.5 if scale is None else scale,
+            new=new if new is not None and new[0].dtype == cache.keys.dtype else None,
         )
 
 

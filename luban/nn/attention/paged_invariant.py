@@ -44,9 +44,9 @@ class InvariantPagedAttention(PagedAttention):
     def _read(
         self, q_BHTD: Tensor, mask: Any, cache: PagedLayer, scale: float | None, new: KeysValues | None = None
     ) -> Tensor:
-        """(1, H, N, D), with everything in the pool."""
+        """(1, H, N, D), with everything in the pool, from which all is read, whichever chunk it came with."""
         if isinstance(mask, KernelMask):
-            return super()._read(q_BHTD, mask, cache, scale, new)
+            return super()._read(q_BHTD, mask, cache, scale)
         q_NHD = q_BHTD[0].transpose(0, 1)
         mixed_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         for tile in mask:

@@ -10,7 +10,7 @@ from tiny_models import write_checkpoint
 
 from luban.core.errors import DataError, UnsupportedError
 from luban.evals import altered_sentence
-from luban.evals.altered_sentence import AlteredSentence, altered, sentence_means, sentences_of, surprises
+from luban.evals.altered_sentence import AlteredSentence, altered, marked, sentence_means, sentences_of, surprises
 from luban.evals.task import Material
 from luban.load.model import load_model
 from luban.models.recurrent import RecurrentBody
@@ -25,8 +25,8 @@ def book(seed: int, sentences: int = 30) -> str:
 
 
 class Text:
-    def __init__(self, text):
-        self.text = text
+    def __init__(self, text, meta=None):
+        self.text, self.meta, self.id = text, meta, "a"
 
 
 @pytest.fixture
@@ -44,6 +44,23 @@ def test_a_late_sentence_is_replaced_by_one_of_the_other_book_and_nothing_else()
     assert [found.text[a:b] for a, b in found.sentences] == [found.text[a:b] for a, b in sentences_of(found.text)]
     assert "".join(text[a:b] for a, b in sentences_of(text)) == text
     assert altered(text, "Short.", 0) is None
+
+
+def test_a_document_may_say_what_is_replaced_by_what(model):
+    text = book(0, 20)
+    begin, end = sentences_of(text)[13]
+    named = {"altered": {"start": begin, "stop": begin + len(text[begin:end].rstrip()), "text": "Something else. "}}
+    found = marked(Text(text, named))
+    assert found.text == text[:begin] + "Something else. " + text[end:] and found.original == text[begin:end]
+    assert found.changed == 13 and len(found.sentences) == 20
+    assert marked(Text(text)) is None and marked(Text(text, {"title": "x"})) is None
+    read = AlteredSentence().run(model, Material(text=[Text(text, named)]), limit=0, precision="float32")  # type: ignore[list-item]
+    assert [row["changed"] for row in read.items] == [13]
+    named["altered"]["stop"] += 1
+    with pytest.raises(DataError, match=f"document a: no sentence begins at character {begin} and ends at"):
+        marked(Text(text, named))
+    with pytest.raises(DataError, match="needs 'start', 'stop' and 'text'"):
+        marked(Text(text, {"altered": {"start": 0}}))
 
 
 def test_surprises_are_the_negative_log_probabilities(model):

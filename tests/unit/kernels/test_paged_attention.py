@@ -99,10 +99,13 @@ class Case:
         N = len(self.q)
         whole = AttentionMask(queries=N, keys=N, causal=True, device=torch.device(DEVICE))
         mask = backend.prepare(whole, self.shape, bias, self.dtype)
-        new = zip(self.starts, self.k, self.v, strict=True)
-        k, v = (torch.cat(x) for x in zip(*((k[s:], v[s:]) for s, k, v in new), strict=True))
-        q, k, v = (x.transpose(0, 1)[None] for x in (self.q, k, v))
+        q, k, v = (x.transpose(0, 1)[None] for x in (self.q, *self.new()))
         return backend.attend(q, k, v, mask, self.layer, 0.3)[0].transpose(0, 1)
+
+    def new(self) -> list[torch.Tensor]:
+        """Keys and values of the new tokens, (N, K, D)."""
+        chunks = zip(self.starts, self.k, self.v, strict=True)
+        return [torch.cat(x) for x in zip(*((k[s:], v[s:]) for s, k, v in chunks), strict=True)]
 
     def expected(self) -> torch.Tensor:
         """(N, H, D) float64."""
@@ -144,6 +147,45 @@ def test_plain_torch_in_bf16():
 @pytest.mark.parametrize("dtype", drawn([torch.float32, torch.bfloat16], 1))
 def test_kernel(form, dtype):
     check(random.randrange(2**32), form, "luban", dtype)
+
+
+@here
+def test_what_is_read_beside_a_chunk_is_not_seen():
+    """Another sequence's keys and values may be NaN: a chunk's last tile reaches into them."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    case = Case(rng, None, torch.float32, None)
+    while len(case.counts) < 2 or max(case.counts[:-1]) == 1:
+        case = Case(rng, None, torch.float32, None)
+    case.k[-1][:], case.v[-1][:], first = torch.nan, torch.nan, -case.counts[-1]
+    found, expected = case.run("luban")[:first].double(), case.expected()[:first]
+    assert (found - expected).abs().max() < (3e-2 if ON_GPU else 2e-5), seed
+
+
+@here
+def test_a_chunks_own_keys_are_read_where_they_were_computed():
+    """The pool's copy of them may be anything; without them it may not."""
+    from luban.kernels.paged_launch import PagedBias, paged_attention, paged_work
+
+    rng = random.Random(random.randrange(2**32))
+    case = Case(rng, "alibi", torch.float32, None)
+    while max(case.counts) < 2:
+        case = Case(rng, "alibi", torch.float32, None)
+    tokens, new = case.packed(), case.new()
+    work = paged_work(case.starts, case.counts, case.H, case.K, 64, torch.device(DEVICE))
+    of_chunks = torch.tensor([count > 1 for count in case.counts for _ in range(count)], device=DEVICE)
+
+    def read(own: list[torch.Tensor] | None, added: float | torch.Tensor) -> torch.Tensor:
+        case.layer.keys[tokens.slots_N], case.layer.values[tokens.slots_N] = new[0] + added, new[1]
+        options = {"block_size": case.block, "window": None, "scale": 0.3, "new": own}
+        pools, bias = (case.layer.keys, case.layer.values), PagedBias.of(case.bias)
+        return paged_attention(case.q.transpose(0, 1), *pools, tokens.tables_CM, work, bias, **options)[of_chunks]
+
+    right = read(None, 0.0)
+    assert torch.allclose(read(new, 0.0), right, atol=3e-2 if ON_GPU else 1e-4)
+    assert torch.equal(read(new, 1.0), read(new, 0.0))
+    assert not torch.allclose(read(None, 1.0 + torch.rand_like(new[0])), right, atol=1e-2)
 
 
 @here

@@ -16,12 +16,13 @@ from luban.parallel.point_to_point import PointToPoint
 PROCESSES = 4
 
 
-def uneven(rank: int, size: int, group: dist.ProcessGroup, generator: np.random.Generator) -> None:
+def uneven(rank: int, size: int, groups: list[dist.ProcessGroup], generator: np.random.Generator) -> None:
     """Tensors of any length, of which chunks and pieces may be empty: all numbers are sums, no byte is sent twice."""
     for _ in range(4):
-        length, pieces, root = (int(n) for n in generator.integers([0, 1, 0], [70, 6, size]))
+        length, pieces, lanes, root = (int(n) for n in generator.integers([0, 1, 1, 0], [70, 6, 4, size]))
         tensors = [torch.from_numpy(generator.integers(-99, 99, length)).double() for _ in range(size)]
-        ring = PointToPoint(group, pieces)
+        group, *more = groups[:lanes]
+        ring = PointToPoint(group, pieces, more)
         assert torch.equal(ring.all_reduce(tensors[rank].clone()), sum(tensors))
         sent = torch.tensor(ring.sent)
         dist.all_reduce(sent, group=group)
@@ -42,9 +43,9 @@ def worker(rank: int, folder: str, seed: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     for size in range(2, PROCESSES + 1):
-        group = dist.new_group(list(range(size)))
+        groups = [dist.new_group(list(range(size))) for _ in range(3)]
         if rank < size:
-            uneven(rank, size, group, np.random.default_rng(seed))
+            uneven(rank, size, groups, np.random.default_rng(seed))
     rows = measure(list(COLLECTIVES), [PROCESSES * 2**10], torch.device("cpu"), repeats=1)
     Path(folder, f"{rank}.json").write_text(json.dumps([vars(row) for row in rows]))
     dist.destroy_process_group()
