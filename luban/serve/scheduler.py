@@ -188,7 +188,7 @@ class Scheduler:
         no blocks from others nor copies any."""
         if any(state.unread for state in self.running):
             return False
-        if self.waiting and not self._full_for(self.waiting[0]):
+        if self.waiting and self._admissible(self.waiting[0]) is not None:
             return False
         new, size = 0, self.manager.block_size
         for state in states:
@@ -246,16 +246,9 @@ class Scheduler:
         if not self.waiting:
             return None
         state = self.waiting[0]
-        if self._full_for(state):
+        if (blocks := self._admissible(state)) is None:
             return None
-        whole = state.read_whole or state.swapped is not None
-        shared = [] if whole else self.manager.match(state.tokens, state.identity)
-        source = [] if state.swapped else self._find_source(state)
-        new = self.manager.blocks_for(len(state.tokens)) - len(shared)
-        new_source = self.manager.blocks_for(len(state.source)) - len(source)
-        reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
-        if not self.manager.can_allocate([*shared, *source], new + new_source + reserve):
-            return None
+        shared, source, new, new_source = blocks
         state.key = self.manager.key(shared, state.identity)
         state.source_table = self.manager.allocate(source, 0) or []  # held before blocks are taken for others
         state.table = self.manager.allocate(shared, new) or []
@@ -271,9 +264,19 @@ class Scheduler:
         insort(self.running, self.waiting.pop(0), key=arrival)
         return state
 
-    def _full_for(self, state: SequenceState) -> bool:
-        """Whether as many sequences run as may, so that this one must wait."""
-        return bool(self.running) and sum(other.width for other in self.running) + state.width > self.max_sequences
+    def _admissible(self, state: SequenceState) -> tuple[list[int], list[int], int, int] | None:
+        """What a waiting sequence begins with: known blocks of its tokens and of its source, and how many new ones of each. None
+        where it must wait, for blocks or because as many sequences run as may."""
+        if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
+            return None
+        whole = state.read_whole or state.swapped is not None
+        shared = [] if whole else self.manager.match(state.tokens, state.identity)
+        source = [] if state.swapped else self._find_source(state)
+        new = self.manager.blocks_for(len(state.tokens)) - len(shared)
+        new_source = self.manager.blocks_for(len(state.source)) - len(source)
+        reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
+        fits = self.manager.can_allocate([*shared, *source], new + new_source + reserve)
+        return (shared, source, new, new_source) if fits else None
 
     def _find_source(self, state: SequenceState) -> list[int]:
         """Blocks that hold the whole source, of another sequence or from before a preemption; none where it must be read."""
