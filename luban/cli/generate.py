@@ -148,10 +148,11 @@ def run(argv: Sequence[str]) -> None:
     if args.n > 1:
         for choice in engine.generate(prompt, sampling)[0].choices:
             print(choice.text, flush=True)
-        return
-    for delta in engine.stream(prompt, sampling):
-        print(delta.text, end="", flush=True)
-    print()
+    else:
+        for delta in engine.stream(prompt, sampling):
+            print(delta.text, end="", flush=True)
+        print()
+    engine.close()
 
 
 def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) -> str:

@@ -83,6 +83,10 @@ class Follower:
         assert self.pool is not None
         self.pool.runner.clear_graphs()
 
+    def _leave(self, _) -> None:
+        """Close the connections to the other processes."""
+        self.ranks.leave(lost=False)
+
     def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:
         """Take part in the logits that the first process makes of a chunk."""
         assert self.module is not None

@@ -102,7 +102,7 @@ class Leader:
         self._ends: list[Callable[[], None]] = []
         self._work: list[Connection] = []
         self._status: list[Connection] = []
-        atexit.register(self.close)
+        atexit.register(self._end)
         try:
             for rank in range(1, plan.tensor):
                 (work, theirs), (status, their_status) = Pipe(), Pipe()
@@ -205,16 +205,23 @@ class Leader:
             end()
 
     def close(self) -> None:
-        """End the other processes, and the connections to them."""
+        """End the other processes, which are waiting for a forward, and the connections to them."""
         if self._closing:
             return
         self._closing = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._end)
+        if self._ranks is not None:
+            with contextlib.suppress(LostProcess):
+                self.tell("leave", None)  # NCCL's end is one of all
+            self._ranks.leave(lost=self.lost is not None)
+        self._end()
+
+    def _end(self) -> None:
+        """End the other processes, whatever they do."""
+        self._closing = True
         self._end_others()
         for connection in (*self._work, *self._status):
             connection.close()
-        if self._ranks is not None:
-            self._ranks.leave(lost=self.lost is not None)
 
 
 class LeadingRunner(ModelRunner):
