@@ -152,11 +152,11 @@ def serve(
     finally:
         loading.cancel()
         listener.close()
+        if isinstance(service.broken, LostProcess):
+            say(f"luban: {service.broken}")
+            os._exit(service.broken.exit_code)  # what waits for that process can't be ended in another way
         if service.worker is not None and service.worker.alive:
             # a thread inside torch can't be ended, and aborts an interpreter that ends
-            if service.broken is not None:
-                say(f"luban: {service.broken}")
-                os._exit(1)
             say("luban: stopped without waiting for the model's last step")
             os._exit(INTERRUPTED)
         if service.engine is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 import luban
 from luban import Sampling
@@ -65,23 +67,26 @@ def test_greedy_tokens_are_those_of_one_gpu(variant, recorded):
         engine.close()
 
 
-def test_a_process_that_is_killed_ends_the_engine_though_the_gpu_waits_for_it():
+def lose_a_process(rank: int) -> None:
+    """Of a model over two GPUs, while the first waits for it."""
     engine = luban.Engine(loaded("cpu"), plan=ParallelPlan(tensor=2), device="cuda", cache_bytes=2**24)
-    try:
-        sampling = Sampling(max_tokens=200, temperature=0, ignore_eos=True)
-        engine.generate([[1, 2]], sampling)
-        engine.submit(Request([1, 2, 3], sampling))
-        for _ in range(3):
-            engine.step()
-        engine.batch.leader._ends[0]()
-        with pytest.raises(LostProcess, match="process 1 of 2 of the model ended"):
-            while engine.step():
-                pass
-    finally:
-        engine.close()
+    sampling = Sampling(max_tokens=200, temperature=0, ignore_eos=True)
+    engine.generate([[1, 2]], sampling)
+    engine.submit(Request([1, 2, 3], sampling))
+    for _ in range(3):
+        engine.step()
+    engine.batch.leader._ends[0]()
+    with pytest.raises(LostProcess, match="process 1 of 2 of the model ended"):
+        while engine.step():
+            pass
+    os._exit(0)  # NCCL would be waited for
 
 
-def test_memory_that_is_free_on_both(tmp_path):
+def test_a_process_that_is_killed_ends_the_engine_though_the_gpu_waits_for_it():
+    warm.processes(lose_a_process, 1)
+
+
+def test_memory_that_is_free_on_both():
     """Without a given size the pool takes what a forward leaves, on the GPU with less of it."""
     model = loaded("cpu", context=4096)
     engine = luban.Engine(model, plan=ParallelPlan(tensor=2), device="cuda", max_batch=8)

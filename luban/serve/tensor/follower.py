@@ -84,7 +84,9 @@ class Follower:
         self.pool.runner.clear_graphs()
 
     def _leave(self, _) -> None:
-        """Close the connections to the other processes."""
+        """Close the connections to the other processes, once no recorded forward uses them."""
+        if self.pool is not None:
+            self.pool.runner.clear_graphs()
         self.ranks.leave(lost=False)
 
     def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import Pipe
@@ -99,6 +100,7 @@ class Leader:
         self._watchers: list[Callable[[LostProcess], None]] = []
         self._lost, self._closing = threading.Event(), False
         self._ranks: Ranks | None = None  # once all have met
+        self._runners: weakref.WeakSet[ModelRunner] = weakref.WeakSet()
         self._ends: list[Callable[[], None]] = []
         self._work: list[Connection] = []
         self._status: list[Connection] = []
@@ -198,7 +200,9 @@ class Leader:
         """A pool in every process; `own`: what `make_pool` is given here alone."""
         self.tell("pool", settings)
         with self.alike():
-            return make_pool(self.module, settings, divided=self.ranks, runner=partial(LeadingRunner, self), **own)
+            pool = make_pool(self.module, settings, divided=self.ranks, runner=partial(LeadingRunner, self), **own)
+        self._runners.add(pool.runner)
+        return pool
 
     def _end_others(self) -> None:
         for end in self._ends:
@@ -213,6 +217,8 @@ class Leader:
         if self._ranks is not None:
             with contextlib.suppress(LostProcess):
                 self.tell("leave", None)  # NCCL's end is one of all
+            for runner in self._runners:
+                ModelRunner.clear_graphs(runner)  # NCCL's end waits for those of recorded forwards that hold messages
             self._ranks.leave(lost=self.lost is not None)
         self._end()
 

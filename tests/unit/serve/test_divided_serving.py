@@ -11,7 +11,7 @@ import pytest
 import warm
 
 import luban
-from luban import Sampling
+from luban import Sampling, Structure
 from luban.core.errors import ConfigError, UnsupportedError, UsageError
 from luban.core.plan import ParallelPlan
 from luban.load.model import LoadedModel
@@ -166,6 +166,17 @@ def test_a_draft_model_of_the_first_process_guesses(over):
         a.token_ids for a in alone.generate(prompts, sampling)
     ]
     assert engine.batch.drafted > 0
+
+
+def test_beams_and_structures(over, tiny_checkpoint):
+    model = luban.load_model(tiny_checkpoint)
+    engine, alone = over(model), luban.Engine(model)
+    for sampling in (
+        Sampling(max_tokens=8, beams=3, n=2, ignore_eos=True),
+        Sampling(max_tokens=12, seed=3, structure=Structure.regex("[a-f]{2,9}[0-9]")),
+    ):
+        found, expected = (each.generate(["ab", "xyz"], sampling) for each in (engine, alone))
+        assert [[c.token_ids for c in r.choices] for r in found] == [[c.token_ids for c in r.choices] for r in expected]
 
 
 def test_the_smallest_memory_counts(over, monkeypatch):
