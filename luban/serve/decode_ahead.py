@@ -84,7 +84,7 @@ class DecodeAhead:
         return InFlight(chunks, tokens_B, host_B, copied)
 
     @torch.inference_mode()
-    def follow(self, flight: InFlight, scheduler: Scheduler, runner: ModelRunner) -> InFlight | None:
+    def submit_next(self, flight: InFlight, scheduler: Scheduler, runner: ModelRunner) -> InFlight | None:
         """Submit the forward that reads the tokens of one in flight; None where something else has to be done first: a prompt
         to be read, a sequence to be preempted."""
         rows = {chunk.state: row for row, chunk in enumerate(flight.chunks) if chunk.state in self.growing}
@@ -108,7 +108,7 @@ class DecodeAhead:
             return None
         return self.draw(chunks, logits_BV, ahead=1)
 
-    def settle(self, flight: InFlight, scheduler: Scheduler) -> list[tuple[Growing, list[Token]]]:
+    def synchronize(self, flight: InFlight, scheduler: Scheduler) -> list[tuple[Growing, list[Token]]]:
         """Wait for the tokens of a forward, and append them to the sequences that haven't left."""
         found: list[tuple[Growing, list[Token]]] = []
         for chunk, token in zip(flight.chunks, flight.wait(), strict=True):

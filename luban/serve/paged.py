@@ -204,9 +204,9 @@ class PagedBatch:
     def _go_on_ahead(self, flight: InFlight, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """The tokens of a forward that is in flight, once the one behind it has been submitted, if it can be."""
         assert self._ahead is not None
-        self._flight = self._ahead.follow(flight, self.scheduler, self.runner)
+        self._flight = self._ahead.submit_next(flight, self.scheduler, self.runner)
         meanwhile()
-        found = self._ahead.settle(flight, self.scheduler)
+        found = self._ahead.synchronize(flight, self.scheduler)
         self._require_all()
         return found
 

@@ -67,7 +67,7 @@ def test_the_tokens_are_those_in_order(model, slots):
 def test_what_is_submitted_ahead_does_not_wait_for_the_device(model, monkeypatch):
     """Sequences leave on the way, and blocks are added; torch is told to refuse whatever would wait."""
     engine, followed = luban.Engine(model, cache_bytes=2**24, max_batch=8), []
-    rng, follow = random.Random(6), DecodeAhead.follow
+    rng, follow = random.Random(6), DecodeAhead.submit_next
     prompts = [[rng.randrange(97) for _ in range(8)] for _ in range(8)]
     sampling = [Sampling(max_tokens=30 + n, temperature=float(n % 2), seed=n, ignore_eos=True) for n in range(8)]
 
@@ -96,6 +96,6 @@ def test_what_is_submitted_ahead_does_not_wait_for_the_device(model, monkeypatch
             raise
 
     monkeypatch.setattr(engine.batch.runner, "run", watched)
-    monkeypatch.setattr(DecodeAhead, "follow", refusing)
+    monkeypatch.setattr(DecodeAhead, "submit_next", refusing)
     run()
     assert not failed and sum(each is not None for each in followed) > 30

@@ -94,14 +94,14 @@ def test_random_work_gives_the_same_texts(model, monkeypatch, later):
     seed = random.randrange(2**32)
     print("seed", seed)
     followed = []
-    follow = DecodeAhead.follow
+    follow = DecodeAhead.submit_next
 
     def counted(self, flight, scheduler, runner):
         following = follow(self, flight, scheduler, runner)
         followed.append(following is not None)
         return following
 
-    monkeypatch.setattr(DecodeAhead, "follow", counted)
+    monkeypatch.setattr(DecodeAhead, "submit_next", counted)
     blocks = random.Random(seed).choice([26, 60])
     options = {"max_batch": 6, "max_tokens": 50, "block_size": 4, "cache_bytes": blocks * 4 * slot_bytes(model.module)}
     works = []
