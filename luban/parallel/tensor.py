@@ -10,10 +10,12 @@ What stands outside the layers is computed by all processes alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
@@ -62,10 +64,14 @@ def divide(
         hooks.around_layers(stack.blocks)
         for block in stack.blocks.values():
             assert isinstance(block, Block)
-            for part in filter(None, (getattr(block, name) for name in PARTS)):
+            for name in PARTS:
+                part = getattr(block, name)
+                if part is None:
+                    continue
                 if experts or not isinstance(part, MoELayer):
                     divided |= _part_placements(part, peers.size)
-                hooks.around_part(part)
+                by_token = name == "feedforward" and not isinstance(part, MoELayer)
+                (hooks.around_feedforward if by_token else hooks.around_part)(part)
     divided |= _divide_vocabulary(model, peers)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     placed = {names[key]: placement for key, placement in divided.items()}
@@ -96,6 +102,10 @@ class WholeTokens:
     def around_part(self, part: nn.Module) -> None:
         """Add up the parts' terms."""
         part.register_forward_hook(self.sum)
+
+    def around_feedforward(self, part: nn.Module) -> None:
+        """As around any part; what it gives for a token depends on that token alone."""
+        self.around_part(part)
 
     def sum(self, part: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         """(B, T, E), the sum of what the processes' parts give."""
@@ -137,6 +147,22 @@ class SlicedTokens(WholeTokens):
     def scatter(self, part: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         """The sum of the parts' terms, in slices."""
         return scatter_parts(out, self.peers)
+
+
+class OverlappedTokens(SlicedTokens):
+    """The same for compiled layers: feed-forwards work on two halves of the tokens, of which one is computed while the other
+    is gathered, or the sum of its terms scattered. The compiler must be told to put messages beside what doesn't depend on
+    them (`compiled_loss`); gradients of weights are computed beside messages then, too."""
+
+    def around_feedforward(self, part: nn.Module) -> None:
+        """Gather, compute and scatter by halves."""
+        part.forward = functools.partial(self.by_halves, part.forward)
+
+    def by_halves(self, forward: Callable[..., Tensor], x_BTE: Tensor, *args: Any) -> Tensor:
+        """(B, ⌈T/N⌉, E) of this process's tokens → the same, through the parts of all processes."""
+        halves = x_BTE.chunk(2, 1)
+        whole = [gather_tokens(half, self.peers, half.shape[1] * self.peers.size) for half in halves]
+        return torch.cat([scatter_parts(forward(half, *args), self.peers) for half in whole], 1)
 
 
 def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:
