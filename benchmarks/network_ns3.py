@@ -1,7 +1,7 @@
 """TCP on ns-3: run by benchmarks/network.py with a Python that has the package `ns3`.
 
-python network_ns3.py dctcp FLOWS SECONDS ACK_EVERY → one line of JSON: long DCTCP flows into one port; queue percentiles in
-packets, goodput, events, processor seconds.
+python network_ns3.py dctcp FLOWS SECONDS ACK_EVERY RECOVERY → one line of JSON: long DCTCP flows into one port; queue percentiles in
+packets, goodput, events, processor seconds. RECOVERY: classic, as RFC 6582 and Luban have it, or prr, ns-3's default.
 python network_ns3.py incast SENDERS SEED ACK_EVERY RECEIVE_BYTES SACK → 1 MB in equal parts over a port of 100 packets at 1 Gb/s, NewReno;
 seconds until the last byte.
 """
@@ -90,9 +90,11 @@ def star(senders, rate, delay, disc):
     return sinks, discs, nodes, where
 
 
-def dctcp(flows, seconds, ack_every):
+def dctcp(flows, seconds, ack_every, recovery):
     """Long flows; queue samples of the second half."""
     configure("TcpDctcp", ack_every)
+    kind = {"classic": "ns3::TcpClassicRecovery", "prr": "ns3::TcpPrrRecovery"}[recovery]
+    ns.Config.SetDefault("ns3::TcpL4Protocol::RecoveryType", ns.TypeIdValue(ns.TypeId.LookupByName(kind)))
     configure_marks()
     ns.cppyy.cppdef(SAMPLER)
     sinks, discs, nodes, where = star(flows, RATE, DELAY, "ns3::RedQueueDisc")
@@ -149,4 +151,4 @@ if __name__ == "__main__":
     if what == "incast":
         print(json.dumps(incast(*map(int, numbers))))
     else:
-        print(json.dumps(dctcp(int(numbers[0]), float(numbers[1]), int(numbers[2]))))
+        print(json.dumps(dctcp(int(numbers[0]), float(numbers[1]), int(numbers[2]), numbers[3])))

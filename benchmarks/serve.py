@@ -1,14 +1,16 @@
 """Speed, latency and memory of the serving engine, beside its contiguous cache and transformers' generate.
 
-    python benchmarks/serve.py [--size tiny|small|1b] [--requests 1 8 64 256] [--engines paged contiguous transformers]
+    python benchmarks/serve.py [--size tiny|small|1b] [--requests 1 8 64 256] [--engines paged contiguous transformers] [--tensor 2]
 
 Random weights and random prompts, greedy, whole requests through `luban.Engine`, all submitted at once. For every number of
 requests: output tokens a second over the whole time, prompt tokens a second, time to the first token and between tokens
 (percentiles over requests and tokens), and the share of slots for keys and values that hold a token, mean over steps: of
 the paged pool's blocks in use, of a contiguous cache, and of one that reserves every sequence's longest length
 (prompt + max_tokens) or the whole context. `--shared N` begins all prompts with N common tokens, and the share found in the
-prefix cache is told; a token in a shared block counts for every sequence that holds it, so that shares may exceed 1. transformers pads a batch on the left and holds it to its end. Engines take turns in one process, so
-that what else the machine does falls on all alike.
+prefix cache is told; a token in a shared block counts for every sequence that holds it, so that shares may exceed 1.
+`--tensor N` divides the model of the paged engine among N devices (processes on a CPU). `in_order` is the paged engine whose
+host knows every step's tokens before it submits the next. transformers pads a batch on the left and holds it to its end.
+Engines take turns in one process, so that what else the machine does falls on all alike.
 
 1b is a LLaMA shape of 1.1B parameters: 22 layers, width 2,048, 32 heads, 4 key heads, feed-forward 5,632, vocabulary
 32,000, in bf16; small, for a CPU, has 6 layers of width 256 in fp32.
@@ -30,6 +32,7 @@ import torch
 from kernel_table import kernel_table
 
 import luban
+from luban.core.plan import ParallelPlan
 from luban.generate.session import Sequence as Growing
 from luban.load.model import LoadedModel
 from luban.models.spec import ModelSpec, uniform
@@ -44,6 +47,7 @@ SIZES = {  # vocabulary, width, layers, heads, key heads, feed-forward, context
     "small": (4096, 256, 6, 8, 2, 768, 1024),
     "1b": (32_000, 2048, 22, 32, 4, 5632, 4096),
 }
+PAGED = ("paged", "in_order")  # engines with a paged cache
 SAMPLED = 16  # steps between counts of the memory that holds tokens
 Measured = dict[str, float]
 Prompts = list[list[int]]
@@ -180,6 +184,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["paged", "contiguous", "transformers"])
     parser.add_argument("--prompt", type=int, nargs=2, default=[32, 512], metavar=("LEAST", "MOST"))
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="folder for tables of the paged engine's kernels (CUDA)")
@@ -191,8 +196,12 @@ def main() -> None:
     runners: dict[str, Callable[[Prompts, int], Measured]] = {}
     begun = time.perf_counter()
     engines = {
-        name: luban.Engine(model, paged=name == "paged") for name in args.engines if name in ("paged", "contiguous")
+        name: luban.Engine(model, paged=name in PAGED, plan=ParallelPlan(tensor=args.tensor if name in PAGED else 1))
+        for name in args.engines
+        if name in (*PAGED, "contiguous")
     }
+    if "in_order" in engines:
+        engines["in_order"].batch.runs_ahead = False  # type: ignore[attr-defined]
     facts = {"engine_start_s": round(time.perf_counter() - begun, 2)}
     for name, engine in engines.items():
         runners[name] = lambda prompts, limit, engine=engine: run_engine(engine, prompts, limit)
@@ -208,11 +217,11 @@ def main() -> None:
             ]
             run(drawn[0], min(args.tokens, 4))  # other prompts, so that none is found in the prefix cache
             row = run(drawn[1], args.tokens)
-            if name == "paged":
+            if name in PAGED:
                 row["prefix_hits"] = prefix_hits(engines[name], sum(map(len, drawn[0])))
             print(json.dumps({"engine": name, "requests": count, **row}), flush=True)
-            if name == "paged" and args.profile:
-                profile(engines[name], drawn[2], 32, args.profile)
+            if name in PAGED and args.profile:
+                profile(engines[name], drawn[2], 32, args.profile / name)
     chip = torch.cuda.get_device_name() if args.device != "cpu" else platform.processor()
     print(
         json.dumps(
@@ -221,6 +230,8 @@ def main() -> None:
             | {"dtype": dtype, "chip": chip, "cores": os.cpu_count(), "torch": torch.__version__}
         )
     )
+    for engine in engines.values():
+        engine.close()
 
 
 if __name__ == "__main__":

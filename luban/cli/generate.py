@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from luban.cli.serve import ServingPlan
 from luban.core.arguments import parse
 from luban.core.errors import UsageError
 
@@ -27,6 +28,7 @@ echo "a long prompt" | luban generate runs/a -
 luban generate smollm2 "A city as JSON: " --json-schema city.json
 luban generate smollm2 "The capital of France is" --beams 4 --n 2
 luban generate runs/large "Once" --draft runs/small
+luban generate runs/large "Once" --device cuda --dtype bfloat16 --plan.tensor 2   # one model over two GPUs
 luban generate runs/chat "What is a list?" --best-of 16 --reward runs/rm
 luban generate runs/chat prompts.jsonl --best-of 16 --reward runs/rm --out best.jsonl   # for luban sft: rejection sampling
 luban generate smollm2 "Is Paris in France? " --choice yes --choice no
@@ -70,6 +72,7 @@ class Arguments:
     # of --best-of: PROMPT is a .jsonl file of prompts, whose best answers are written here as conversations
     out: Path | None = None
     pairs: bool = False  # with --out: write best and worst as pairs for luban dpo
+    plan: ServingPlan = field(default_factory=ServingPlan)
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
 
@@ -119,12 +122,16 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("--out writes the best of several answers: give --best-of N and --reward too")
     if args.pairs and args.out is None:
         raise UsageError("--pairs says what --out writes: give --out FILE.jsonl too")
+    plan = args.plan.checked()
     unused = [flag for flag in ("n", "beams", "draft", "speculative") if getattr(args, flag) not in (1, None, "none")]
     if args.reward and unused:
         raise UsageError(f"--best-of samples its answers without --{unused[0]}: leave it out")
+    if args.reward and plan.tensor > 1:
+        raise UsageError("--best-of samples its answers in one process: leave --plan.tensor out")
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    model = load_model(args.model, device=args.device, dtype=args.dtype, adapter=args.adapter)
+    loaded_on = "cpu" if plan.tensor > 1 else args.device
+    model = load_model(args.model, device=loaded_on, dtype=args.dtype, adapter=args.adapter)
     if args.reward:
         sampling = model.generation.sample({**asked, "n": args.best_of}, max_tokens=128, temperature=0.8)
         print(_best(args, model, sampling, prompt))
@@ -134,15 +141,18 @@ def run(argv: Sequence[str]) -> None:
         draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
         ngram=args.speculative == "ngram",
         draft_tokens=args.draft_tokens,
+        plan=plan,
+        device=args.device,
     )
     sampling = model.generation.sample(asked, max_tokens=128, temperature=0.8)
     if args.n > 1:
         for choice in engine.generate(prompt, sampling)[0].choices:
             print(choice.text, flush=True)
-        return
-    for delta in engine.stream(prompt, sampling):
-        print(delta.text, end="", flush=True)
-    print()
+    else:
+        for delta in engine.stream(prompt, sampling):
+            print(delta.text, end="", flush=True)
+        print()
+    engine.close()
 
 
 def _best(args: Arguments, model: LoadedModel, sampling: Sampling, prompt: str) -> str:

@@ -28,22 +28,31 @@ of the best plans, by arithmetic over the model's operations. The fastest that f
 --out FILE         the chosen plan, for luban pretrain RECIPE --plan FILE
 --search alpa      shardings inside of stages by integer programming and stages by dynamic programming (luban[plan])
 --micro-batches N  of that search; by default those with 8, 16 and 32 rows are tried
+--prices WAY       of messages between nodes: closed (closed form, the default), fluid (max-min fair rates of luban simulate over a
+                   network, by which the plans are ordered), or packets (the chosen plan's also packet by packet, beside both)
+--network NAME     a scenario of luban simulate, by path or shipped name, whose network, transport and switches these are; by
+                   default the cluster file's topology
 --explain          one layer through the compiler passes: fused, sharded, with its collectives
 --runs DIR …       finished runs, from whose predictions and measurements the error bars are learnt
 --picture FILE     where the time of each plan goes, as SVG
 --json             everything as JSON
 The model's vocabulary is that of --data.path where it is given."""
 USAGE = (
-    "RECIPE --cluster FILE [--top N] [--out FILE] [--runs DIR …] [--picture FILE] [--json] [--section.field value …]"
+    "RECIPE --cluster FILE [--top N] [--prices closed|fluid|packets] [--network FILE|NAME] [--out FILE] [--runs DIR …] "
+    "[--picture FILE] [--json] [--section.field value …]"
 )
 EXAMPLES = """
 luban plan luban_pretrain_gpu --cluster cluster.toml
 luban plan luban_pretrain_gpu --cluster cluster.toml --model.preset llama2-70b --train.batch_size 1024 --train.seq_len 4096
 luban plan luban_pretrain_gpu --cluster cluster.toml --search alpa --model.preset gpt3-175b --train.batch_size 1536
 luban plan luban_pretrain_gpu --cluster cluster.toml --explain
+luban plan luban_pretrain_gpu --cluster cluster.toml --prices packets --network hcc
 luban plan luban_pretrain_gpu --cluster cluster.toml --out plan.toml --picture plan.svg --runs runs/a runs/b
 luban pretrain luban_pretrain_gpu --plan plan.toml --data.path shards --out runs/c
 """
+
+
+VALUED = ("cluster", "top", "out", "picture", "search", "micro-batches", "prices", "network")  # options with a value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,14 @@ class Options:
     search: str = "all"
     micro_batches: int | None = None
     explain: bool = False
+    prices: str = "closed"
+    network: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.network is not None and self.prices == "closed":
+            raise UsageError("--network goes with --prices fluid or packets")
+        if self.search == "alpa" and self.prices != "closed":
+            raise UsageError(f"--prices {self.prices} goes with --search all")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -83,7 +100,11 @@ def run(argv: Sequence[str]) -> int:
     error = learnt(options.runs, table.error)
     if options.search == "alpa":
         return _alpa(options, problem, cluster, argv, error)
-    found = best_plans(problem.space, problem.workload, cluster, options.top)
+    found, prices = best_plans(problem.space, problem.workload, cluster, options.top), None
+    if options.prices != "closed":
+        from luban.cli.plan_prices import network_of, priced
+
+        found, problem, prices = priced(found, problem, network_of(options.network, cluster), options.prices)
     chosen = next((each for each in found if problem.refusal(each) is None), None)
     rows = [_row(each, problem, cluster, call.recipe.train.steps, error) for each in found]
     if options.picture is not None:
@@ -95,9 +116,12 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         best = None if chosen is None else found.index(chosen)
         about = {"gpu": cluster.gpu, "gpus": cluster.gpus, "table": table.source, "currency": cluster.currency}
+        about["prices"] = None if prices is None else prices.as_json()
         print_result(json.dumps({"plans": rows, "chosen": best, **about}, indent=2, ensure_ascii=False))
         return 0
     print("\n".join(_lines(rows, cluster, table.source, problem, error)))
+    if prices is not None and chosen is not None:
+        print("\n".join(prices.lines(found.index(chosen) + 1)))
     if options.explain:
         from luban.cli.plan_alpa import explanation
 
@@ -127,7 +151,7 @@ def _split(argv: Sequence[str]) -> tuple[Options, list[str]]:
             while words and not words[0].startswith("--"):
                 runs.append(Path(words.pop(0)))
             found["runs"] = tuple(runs)
-        elif word.startswith("--") and key in ("cluster", "top", "out", "picture", "search", "micro-batches"):
+        elif word.startswith("--") and key in VALUED:
             if not equals and not words:
                 raise UsageError(f"--{key} needs a value")
             text = value if equals else words.pop(0)
@@ -146,6 +170,10 @@ def _option(key: str, text: str) -> Any:
     if key == "search":
         if text not in ("all", "alpa"):
             raise UsageError(f"--search is all or alpa, {text!r} given")
+        return text
+    if key == "prices" and text not in ("closed", "fluid", "packets"):
+        raise UsageError(f"--prices is closed, fluid or packets, {text!r} given")
+    if key in ("prices", "network"):
         return text
     if key in ("top", "micro-batches"):
         if not text.isdecimal() or int(text) < 1:

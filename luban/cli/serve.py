@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,7 @@ import tyro
 
 from luban.core.arguments import parse
 from luban.core.environment import flags_from_environment
+from luban.core.plan import ParallelPlan
 
 if TYPE_CHECKING:
     from luban.load.model import LoadedModel
@@ -26,6 +27,7 @@ luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # reques
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
 luban serve runs/answers --index index   # a model of luban rag train: its passages are summed out
 luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
+luban serve runs/large --device cuda --dtype bfloat16 --plan.tensor 2   # one model over two GPUs
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
 LUBAN_SERVE_PORT=9000 LUBAN_SERVE_MAX_QUEUE=64 luban serve smollm2 --dtype int8 --log-requests
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -33,6 +35,17 @@ curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/jso
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
 FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """Among how many processes a model is divided."""
+
+    tensor: int = 1  # processes that divide the model's matrices and its cache, each on a GPU of its own
+
+    def checked(self) -> ParallelPlan:
+        """As the engine takes it. Raises ConfigError for a number below 1."""
+        return ParallelPlan(tensor=self.tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,7 @@ class Arguments:
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
+    plan: ServingPlan = field(default_factory=ServingPlan)
     port: int = 8000  # the next free one is taken where it is in use; 0: any
     api_key: str | None = None  # clients must send it; none: LUBAN_API_KEY from the environment
     allowed_host: tuple[str, ...] = ()  # names of this server, besides addresses, localhost and the machine's own
@@ -81,14 +95,16 @@ class Arguments:
 def words_of(args: Arguments, without: Sequence[str]) -> list[str]:
     """A command line that gives these arguments, but for those named."""
     words = [args.model]
-    for field in fields(args):
-        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
-        if field.name in ("model", *without) or value == field.default:
+    if args.plan != ServingPlan():
+        words += ["--plan.tensor", str(args.plan.tensor)]
+    for each in fields(args):
+        value, flag = getattr(args, each.name), f"--{each.name.replace('_', '-')}"
+        if each.name in ("model", "plan", *without) or value == each.default:
             continue
         if isinstance(value, bool):
             words.append(flag)
         else:
-            words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(each))]
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
     return words
 
 
@@ -119,6 +135,7 @@ def run(argv: Sequence[str]) -> None:
     for fine, right, given in checks:
         if not fine:
             raise UsageError(f"{right}, {given} given")
+    plan = args.plan.checked()
     from luban.load.model import load_model
     from luban.serve.adapters import by_name
     from luban.serve.engine import Engine
@@ -145,17 +162,24 @@ def run(argv: Sequence[str]) -> None:
         from luban.serve.replicas.run import serve_replicas
 
         words, place = ["serve", *words_of(args, FRONT)], {"host": args.host, "port": args.port}
-        return serve_replicas(words, args.replicas, name=args.model, device=args.device, options=options, **place)
+        each = plan.tensor
+        return serve_replicas(
+            words, args.replicas, name=args.model, device=args.device, gpus=each, options=options, **place
+        )
 
     from luban.retrieval.rag.model import is_rag
 
+    # a model that is divided need not fit one device
+    loaded_on = "cpu" if plan.tensor > 1 else args.device
     if is_rag(args.model):
+        if plan.tensor > 1:
+            raise UsageError("--plan.tensor: a model of rag train answers on one device")
         load, options = _summed_out(args, options)
     else:
         options = replace(options, retriever=_retriever(args))
 
         def load() -> LoadedModel:
-            return load_model(args.model, device=args.device, dtype=args.dtype, adapter=alone)
+            return load_model(args.model, device=loaded_on, dtype=args.dtype, adapter=alone)
 
     def engine(model: LoadedModel) -> Engine:
         return Engine(
@@ -169,6 +193,8 @@ def run(argv: Sequence[str]) -> None:
             batch_invariant=args.batch_invariant,
             adapters=named,
             max_adapters=args.max_adapters,
+            plan=plan,
+            device=args.device,
         )
 
     serve(

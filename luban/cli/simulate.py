@@ -16,12 +16,12 @@ from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
 from luban.core.units import bytes_, count, fine_seconds
 from luban.core.whole_directory import require_vacant, whole_directory
+from luban.netsim import SHIPPED
 
 if TYPE_CHECKING:
     from luban.netsim.scenario import Scenario
     from luban.netsim.simulation import Outcome, Simulation
 
-SHIPPED = Path(__file__).parents[1] / "netsim" / "scenarios"
 INTERRUPTED, UNFINISHED = 130, 1  # exit codes
 USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--section.field value …]
        luban simulate --list
@@ -178,31 +178,31 @@ def _exit_code(outcome: Outcome) -> int:
     from luban.netsim.simulation import TIME_IS_OVER
 
     if outcome.reason == "interrupted":
-        say("luban: interrupted; the figures are those of what was simulated")
-        return INTERRUPTED
+        return _interrupted()
     if outcome.complete or outcome.reason == TIME_IS_OVER:
         return 0
     say(f"luban: {outcome.reason}")
     return UNFINISHED
 
 
+def _interrupted() -> int:
+    say("luban: interrupted; the figures are those of what was simulated")
+    return INTERRUPTED
+
+
 def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
-    from luban.netsim.results import fluid_summary
+    from luban.netsim.results import fluid_flow_rows, fluid_summary
     from luban.netsim.scenario import fluid_outcome
 
-    _, flows, times = fluid_outcome(scenario)
-    found = fluid_summary(flows, times)
+    flows, outcome = fluid_outcome(scenario, show=True)
+    found = fluid_summary(flows, outcome)
     if out is not None:
         with whole_directory(out) as folder:
             (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
-            rows = (
-                {"flow": i, "from": f.src, "to": f.dst, "bytes": f.size, "seconds": t}
-                for i, (f, t) in enumerate(zip(flows, times.tolist(), strict=True))
-            )
-            write_rows(folder / "flows.jsonl", rows)
+            write_rows(folder / "flows.jsonl", fluid_flow_rows(flows, outcome))
     print_result(json.dumps(found, indent=2) if as_json else "\n".join(_lines(scenario.title or "fluid", found)))
-    return 0
+    return _interrupted() if outcome.interrupted else 0
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
@@ -216,7 +216,10 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
         if queue:
             shown = "  ".join(f"{key} {bytes_(queue[key])}" for key in ("p50", "p99", "max"))
-            lines.append(f"  queue {port:<16} {shown}")
+            use, second = found["use"][port], found["second_half"]["use"][port]
+            lines.append(
+                f"  queue {port:<16} {shown}  {_share(use)} of the link used, {_share(second)} in the second half"
+            )
     if "drops" in found:
         lines.append(
             f"  drops {found['drops']}, marks {found['marks']}, pauses {found['pauses']}, retransmits {found['retransmits']}, "
@@ -227,3 +230,7 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
             f"{found['seconds']:.2f} s ({count(found['events_per_second'])} events/s); ended because {found['reason']}"
         )
     return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

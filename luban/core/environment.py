@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from luban.core.errors import UsageError
@@ -14,8 +14,19 @@ TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 def variable(prefix: str, field: str) -> str:
-    """The variable that stands for a flag: LUBAN_SERVE_MAX_QUEUE for `--max-queue` where the prefix is LUBAN_SERVE."""
-    return f"{prefix}_{field.upper()}"
+    """The variable that stands for a flag: where the prefix is LUBAN_SERVE, LUBAN_SERVE_MAX_QUEUE for `--max-queue` and
+    LUBAN_SERVE_PLAN_TENSOR for `--plan.tensor`."""
+    return f"{prefix}_{field.replace('.', '_').upper()}"
+
+
+def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass of arguments with their types, those of a field that is a dataclass itself as "field.its"."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from flags_of(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hints[field.name]
 
 
 def flags_from_environment(
@@ -33,15 +44,15 @@ def flags_from_environment(
     Raises:
         UsageError: a variable of a flag that is set or not with another value than true or false.
     """
-    hints, words = typing.get_type_hints(cls), list(argv)
+    words = list(argv)
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    for field in dataclasses.fields(cls):
-        value = environment.get(variable(prefix, field.name))
-        if value is None or field.name in positional or field.name in given:
+    for name, hint in flags_of(cls):
+        value = environment.get(variable(prefix, name))
+        if value is None or name in positional or name in given:
             continue
-        words += [f"--{field.name.replace('_', '-')}", *_values(hints[field.name], value, variable(prefix, field.name))]
-        if hints[field.name] is bool:
-            words = words if _truth(value, variable(prefix, field.name)) else words[:-1]
+        words += [f"--{name.replace('_', '-')}", *_values(hint, value, variable(prefix, name))]
+        if hint is bool:
+            words = words if _truth(value, variable(prefix, name)) else words[:-1]
     return words
 
 

@@ -34,16 +34,24 @@ class PagedCache:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.blocks, self.block_size, self.device = blocks, block_size, device
+        self.shapes, self.blocks, self.block_size, self.device = list(shapes), blocks, block_size, device
         self.layers = [
             None if shape is None else PagedLayer(blocks * block_size, shape, device, dtype) for shape in shapes
         ]
 
     @classmethod
-    def of(cls, model: Model, *, blocks: int, block_size: int = BLOCK_SIZE) -> PagedCache:
-        """In the model's precision, on its device."""
+    def of(
+        cls,
+        model: Model,
+        *,
+        blocks: int,
+        block_size: int = BLOCK_SIZE,
+        shapes: Sequence[AttentionShape | None] | None = None,
+    ) -> PagedCache:
+        """In the model's precision, on its device. `shapes`: of the layers here; None: the model's."""
         spec, weight = model.spec, float_parameter(model)
-        shapes = [layer.mixer.attention(spec.width) for layer in spec.layers]
+        if shapes is None:
+            shapes = [layer.mixer.attention(spec.width) for layer in spec.layers]
         return cls(shapes, blocks=blocks, block_size=block_size, device=weight.device, dtype=weight.dtype)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -5,6 +5,8 @@ T tokens, E model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,15 @@ def scored(module: Model, hidden_TE: Tensor, following: list[int], alternatives:
         alternatives: likeliest tokens reported with each.
     """
     found: list[TokenLogprob] = []
-    for first in range(0, len(following), ROWS):
-        rows = slice(first, first + ROWS)
-        found += token_logprobs(module.read(hidden_TE[None, rows]).squeeze(0), following[rows], alternatives)
+    for first, logits_RV in zip(range(0, len(following), ROWS), read_in_parts(module, hidden_TE), strict=True):
+        found += token_logprobs(logits_RV, following[first : first + ROWS], alternatives)
     return found
+
+
+def read_in_parts(module: Model, hidden_TE: Tensor) -> Iterator[Tensor]:
+    """Logits (R, V) of a bounded number of hidden states at once."""
+    for first in range(0, len(hidden_TE), ROWS):
+        yield module.read(hidden_TE[None, first : first + ROWS]).squeeze(0)
 
 
 @torch.inference_mode()

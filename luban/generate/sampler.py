@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luban.core.seeding import derive
+from luban.generate.host_copies import sent
 from luban.generate.sampling import Sampling
 
 DRAW_RANGE = 2.0**63
@@ -52,15 +53,19 @@ def draw(logits_BV: Tensor, sampling: Sequence[Sampling], quantiles: Sequence[fl
     if all(s.greedy for s in sampling):
         return Drawn(logits_BV.argmax(-1), logits_BV.new_zeros(len(logits_BV)))
 
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits_BV.device)[:, None]
-
-    temperature = column([1.0 if s.greedy else s.temperature for s in sampling])
-    sorted_BV, order_BV = (logits_BV.double() / temperature).softmax(-1).sort(descending=True, stable=True)
-    kept = top_k(sorted_BV, column([1 if s.greedy else s.top_k for s in sampling]))
-    kept = min_p(top_p(kept, column([s.top_p for s in sampling])), column([s.min_p for s in sampling]))
+    numbers = [
+        [1.0 if s.greedy else s.temperature for s in sampling],
+        [1 if s.greedy else s.top_k for s in sampling],
+        [s.top_p for s in sampling],
+        [s.min_p for s in sampling],
+        quantiles,
+    ]
+    columns = sent(numbers, logits_BV.device, torch.float64)[..., None]
+    temperature_B1, top_k_B1, top_p_B1, min_p_B1, quantile_B1 = columns
+    sorted_BV, order_BV = (logits_BV.double() / temperature_B1).softmax(-1).sort(descending=True, stable=True)
+    kept = min_p(top_p(top_k(sorted_BV, top_k_B1), top_p_B1), min_p_B1)
     cumulative = kept.cumsum(-1)
-    place = torch.searchsorted(cumulative, column(quantiles) * cumulative[:, -1:], right=True)
+    place = torch.searchsorted(cumulative, quantile_B1 * cumulative[:, -1:], right=True)
     place = torch.minimum(place, (kept > 0).sum(-1, keepdim=True) - 1).clamp_min(0)  # NaN keeps nothing
     logprobs_B1 = (kept.gather(-1, place) / cumulative[:, -1:]).log()
     return Drawn(order_BV.gather(-1, place).squeeze(-1), logprobs_B1.squeeze(-1))

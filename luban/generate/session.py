@@ -172,10 +172,8 @@ def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[S
         logits_BV: float32, of each sequence's next token.
         seen: the tokens that a penalty on repetition counts.
     """
-    settings = [s.sampling for s in sequences]
-    quantiles = [0.0 if s.sampling.greedy else uniform(s.seed, s.choice, len(s.tokens)) for s in sequences]
     logits = processed(logits_BV, sequences, seen)
-    chosen, logprobs_B = draw(logits, settings, quantiles)
+    chosen, logprobs_B = draw(logits, [s.sampling for s in sequences], quantiles(sequences))
     valid = logits_BV.amax(-1).isfinite()  # the maximum is NaN where any logit is
     if logits is not logits_BV:
         valid &= logits.amax(-1).isfinite()
@@ -189,6 +187,24 @@ def choose(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[S
             sequence.matcher.consume(token)
             found[-1] = sequence.matcher.error or token
     return found
+
+
+def quantiles(sequences: SequenceOf[Sequence], ahead: int = 0) -> list[float]:
+    """Of each sequence's distribution, where its next token is drawn, or the one `ahead` tokens later."""
+    return [0.0 if s.sampling.greedy else uniform(s.seed, s.choice, len(s.tokens) + ahead) for s in sequences]
+
+
+def draw_on_device(logits_BV: Tensor, sequences: SequenceOf[Sequence], ahead: int = 0) -> tuple[Tensor, Tensor]:
+    """(B,) tokens as `choose` would append, which stay on the device, of sequences whose settings alter no logits; and the
+    same with NO_TOKEN where none can be chosen. The host doesn't wait.
+
+    Args:
+        ahead: tokens of each sequence before this one that aren't in its list yet.
+    """
+    best_B, chosen_B = logits_BV.max(-1)  # NaN where any logit is
+    if not all(s.sampling.greedy for s in sequences):
+        chosen_B = draw(logits_BV, [s.sampling for s in sequences], quantiles(sequences, ahead)).tokens_B
+    return chosen_B, torch.where(best_B.abs() < float("inf"), chosen_B, NO_TOKEN)
 
 
 def processed(logits_BV: Tensor, sequences: SequenceOf[Sequence], seen: Callable[[Sequence], list[int]]) -> Tensor:

@@ -56,7 +56,7 @@ def cache_folder() -> Path | None:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for file in sorted(
-        [here / "compiled.py", here / "fluid.py", *here.glob("engine/*.py"), *here.glob("congestion/*.py")]
+        [here / "compiled.py", *here.glob("fluid*.py"), *here.glob("engine/*.py"), *here.glob("congestion/*.py")]
     ):
         digest.update(file.read_bytes())
     for root in (_user_cache() / "luban" / "netsim", Path(tempfile.gettempdir()) / f"luban-netsim-{os.getuid()}"):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from luban.netsim.topology.network import Path
 
+NEVER = 1 << 62  # ps: after everything
+
 
 @dataclass(slots=True)
 class Flow:

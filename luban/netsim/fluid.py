@@ -1,7 +1,7 @@
 """Fluid mode: the max-min fair rates of flows over fixed paths, without packets.
 
-Progressive filling: all rates grow together; when a link is full, the flows that cross it keep their rate, and the others grow
-on. The same flows finish one after the other in `fluid_times`, rates being solved anew at each end.
+Progressive filling: all rates grow together, each in proportion to its flow's weight; when a link is full, the flows that cross it
+keep their rate, and the others grow on. A sprayed flow loads each link of its paths with a share of its rate.
 """
 
 from __future__ import annotations
@@ -12,127 +12,160 @@ import numpy as np
 
 from luban.core.errors import DataError
 from luban.netsim.compiled import cached, compiled
-from luban.netsim.topology.network import Network, Path
+
+work_type = np.dtype(
+    [
+        ("first", "i8"),  # where the flows of the link begin in the list of all members
+        ("filled", "i8"),  # how many of them are written
+        ("unfixed", "i8"),  # flows whose rate may still grow
+        ("growth", "f8"),  # load a unit of level: sum of weight times share over these flows
+        ("rest", "f8"),  # capacity that is left
+        ("level", "f8"),  # of the heap's entry at this place
+        ("link", "i8"),  # the same
+        ("used", "i8"),  # the link that is the i-th in use
+    ]
+)
 
 
-def max_min_rates(paths: Sequence[Sequence[int]], capacity: np.ndarray) -> np.ndarray:
+def max_min_rates(
+    paths: Sequence[Sequence[int]], capacity: np.ndarray, weights: Sequence[float] | None = None
+) -> np.ndarray:
     """Max-min fair rates.
 
     Args:
         paths: the links of each flow.
         capacity: of each link, (links,), any unit.
+        weights: of the flows; by default all alike.
 
     Returns:
         (flows,) in the unit of `capacity`.
     """
-    start, links = _as_csr(paths)
-    return solve(start, links, np.asarray(capacity, np.float64))
+    start, links = as_csr(paths)
+    return solve(start, links, np.asarray(capacity, np.float64), weights=weights)
 
 
-def _as_csr(paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def as_csr(paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """(flows + 1,) where the links of each flow begin, and the links of all flows one after the other."""
     start = np.concatenate([[0], np.cumsum([len(p) for p in paths])]).astype(np.int64)
     return start, np.fromiter((link for p in paths for link in p), np.int32, int(start[-1]))
 
 
-def solve(start: np.ndarray, links: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+def solve(
+    start: np.ndarray,
+    links: np.ndarray,
+    capacity: np.ndarray,
+    *,
+    shares: np.ndarray | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
+) -> np.ndarray:
     """As `max_min_rates`, with the links of flow i as `links[start[i]:start[i + 1]]`.
 
+    Args:
+        shares: of the flow's rate that each of these links carries; by default all of it.
+
     Raises:
-        DataError: a link that doesn't exist or has no capacity.
+        DataError: a link that doesn't exist or has no capacity, a weight or share that isn't above 0.
     """
+    flows = len(start) - 1
+    shares = np.ones(len(links)) if shares is None else np.asarray(shares, np.float64)
+    given = np.ones(flows) if weights is None else np.asarray(weights, np.float64)
+    require_solvable(links, capacity, shares, given)
+    rates, active = np.full(flows, np.inf), np.arange(flows)
+    work, members = np.zeros(len(capacity), work_type), np.empty(len(links), np.int64)
+    fill(active, flows, start, links, shares, capacity, given, rates, work, members)
+    return rates
+
+
+def require_solvable(links: np.ndarray, capacity: np.ndarray, shares: np.ndarray, weights: np.ndarray) -> None:
+    """Raise DataError for what has no max-min fair rates."""
     if len(links) and not (links.min() >= 0 and links.max() < len(capacity)):
         raise DataError(f"a path uses a link outside of 0 to {len(capacity) - 1}")
     if len(links) and capacity[links].min() <= 0:
         raise DataError("a path uses a link without capacity")
-    return _progressive_filling(start, links, capacity)
+    if (len(shares) and not shares.min() > 0) or (len(weights) and not weights.min() > 0):
+        raise DataError("weights of flows, and shares of their rates on links, must be above 0")
 
 
 @cached
-def _progressive_filling(start, links, capacity):
-    flows, count = len(start) - 1, len(capacity)
-    # Flows of each link, as slices of one array.
-    first = np.zeros(count + 1, np.int64)
-    for link in links:
-        first[link + 1] += 1
-    for link in range(count):
-        first[link + 1] += first[link]
-    members = np.empty(len(links), np.int32)
-    filled = first.copy()
-    for flow in range(flows):
-        for i in range(start[flow], start[flow + 1]):
-            members[filled[links[i]]] = flow
-            filled[links[i]] += 1
-    rest, unfixed = capacity.copy(), np.zeros(count, np.int64)
-    for link in range(count):
-        unfixed[link] = first[link + 1] - first[link]
-    heap_level, heap_link = np.empty(count), np.empty(count, np.int64)
-    size = 0
-    for link in range(count):
-        if unfixed[link]:
-            _sift_up(heap_level, heap_link, size, rest[link] / unfixed[link], link)
-            size += 1
-    rates = np.full(flows, np.inf)
+def fill(active, count, start, links, shares, capacity, weights, rates, work, members):
+    """Write the rates of the first `count` flows of `active`; `work` (a record a link) and `members` are overwritten."""
+    used, size = _use(active, count, start, links, shares, capacity, weights, rates, work, members), 0
+    for i in range(used):
+        link = work[i].used
+        _sift_up(work, size, work[link].rest / work[link].growth, link)
+        size += 1
     while size:
-        level, link = heap_level[0], heap_link[0]
-        if unfixed[link] == 0:
+        level, link = work[0].level, work[0].link
+        if work[link].unfixed == 0:
             size -= 1
-            _sift_down(heap_level, heap_link, size, heap_level[size], heap_link[size])
+            _sift_down(work, size, work[size].level, work[size].link)
             continue
-        now = rest[link] / unfixed[link]
+        now = work[link].rest / work[link].growth
         if now > level:  # flows of the link were fixed at other links: its level has risen
-            _sift_down(heap_level, heap_link, size, now, link)
+            _sift_down(work, size, now, link)
             continue
-        for i in range(first[link], first[link + 1]):
+        for i in range(work[link].first, work[link].first + work[link].filled):
             flow = members[i]
             if rates[flow] != np.inf:
                 continue
-            rates[flow] = level
+            rates[flow] = level * weights[flow]
             for j in range(start[flow], start[flow + 1]):
                 other = links[j]
-                rest[other] = max(rest[other] - level, 0.0)
-                unfixed[other] -= 1
-    return rates
+                work[other].rest = max(work[other].rest - shares[j] * rates[flow], 0.0)
+                work[other].growth -= shares[j] * weights[flow]
+                work[other].unfixed -= 1
 
 
 @compiled
-def _sift_up(level, link, size, new_level, new_link):
+def _use(active, count, start, links, shares, capacity, weights, rates, work, members):
+    """The links in use, with their flows; returns how many."""
+    used = 0
+    for i in range(count):
+        for j in range(start[active[i]], start[active[i] + 1]):
+            work[links[j]].unfixed = 0
+    for i in range(count):
+        flow = active[i]
+        rates[flow] = np.inf
+        for j in range(start[flow], start[flow + 1]):
+            link = links[j]
+            if work[link].unfixed == 0:
+                work[used].used = link
+                used += 1
+                work[link].growth, work[link].filled, work[link].rest = 0.0, 0, capacity[link]
+            work[link].unfixed += 1
+            work[link].growth += shares[j] * weights[flow]
+    position = 0
+    for i in range(used):
+        link = work[i].used
+        work[link].first = position
+        position += work[link].unfixed
+    for i in range(count):
+        flow = active[i]
+        for j in range(start[flow], start[flow + 1]):
+            link = links[j]
+            members[work[link].first + work[link].filled] = flow
+            work[link].filled += 1
+    return used
+
+
+@compiled
+def _sift_up(work, size, level, link):
     i = size
-    while i > 0 and level[(i - 1) >> 1] > new_level:
-        level[i], link[i] = level[(i - 1) >> 1], link[(i - 1) >> 1]
+    while i > 0 and work[(i - 1) >> 1].level > level:
+        work[i].level, work[i].link = work[(i - 1) >> 1].level, work[(i - 1) >> 1].link
         i = (i - 1) >> 1
-    level[i], link[i] = new_level, new_link
+    work[i].level, work[i].link = level, link
 
 
 @compiled
-def _sift_down(level, link, size, new_level, new_link):
+def _sift_down(work, size, level, link):
     i = 0
     while 2 * i + 1 < size:
         child = 2 * i + 1
-        if child + 1 < size and level[child + 1] < level[child]:
+        if child + 1 < size and work[child + 1].level < work[child].level:
             child += 1
-        if level[child] >= new_level:
+        if work[child].level >= level:
             break
-        level[i], link[i] = level[child], link[child]
+        work[i].level, work[i].link = work[child].level, work[child].link
         i = child
-    level[i], link[i] = new_level, new_link
-
-
-def fluid_times(network: Network, paths: Sequence[Path], sizes: Sequence[float]) -> np.ndarray:
-    """Seconds until each of the flows, which start together, has sent its bytes at max-min fair rates.
-
-    Args:
-        paths: ports of each flow.
-        sizes: bytes of each flow.
-    """
-    capacity = np.repeat([link.rate * 1.25e5 for link in network.links], 2)  # bytes a second of each port
-    left, done = np.array(sizes, np.float64), np.zeros(len(paths))
-    active, now = np.arange(len(paths)), 0.0
-    while len(active):
-        rates = max_min_rates([paths[int(i)] for i in active], capacity)
-        step = float(np.min(left[active] / rates))
-        now += step
-        left[active] -= rates * step
-        ended = left[active] <= 1e-9 * np.asarray(sizes)[active]
-        done[active[ended]] = now
-        active = active[~ended]
-    return done
+    work[i].level, work[i].link = level, link

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Outcome, Simulation
 
+if TYPE_CHECKING:
+    from luban.netsim.fluid_flows import FluidOutcome
+
 PERCENTILES = (50, 90, 95, 99, 100)
 
 
 def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
-    """Completion times, goodput, queues, losses, and what the run itself cost."""
+    """Completion times, goodput, queues, losses, and what the run itself cost. Figures are of the whole run; queues and use of the
+    watched ports are also given of the second half of the samples, when long flows have settled."""
     rows, ports = simulation.state.flows, simulation.state.ports
     sends = np.array([flow.duration is None for flow in simulation.flows])
     times, queues, _ = simulation.samples()
     finished = float(np.nanmax(simulation.finish_times())) if (rows["finish"] >= 0).any() else outcome.simulated
+    half = len(times) // 2
     busiest = int(np.argmax(ports["tx_bytes"] / ports["rate"]))
     return {
         "complete": bool(outcome.complete),
         "reason": outcome.reason,
+        "deadlock": list(outcome.deadlock),
         "simulated_seconds": outcome.simulated,
         "completion_seconds": finished,
         "flows": int(sends.sum()),
@@ -30,11 +36,14 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "bytes_received": int(rows["received"].sum()),
         "goodput_gbps": float(rows["received"].sum()) * 8 / finished / 1e9 if finished else 0.0,
         "flow_seconds": _percentiles(simulation.completion_times()[sends]),
-        "by_label": _by_label(simulation),
-        "queue_bytes": {
-            simulation.network.port_name(int(port)): _percentiles(queues[:, i, 0])
-            for i, port in enumerate(simulation.state.watched_ports)
+        "by_label": _by_label(simulation.flows, simulation.completion_times(), simulation.finish_times()),
+        "queue_bytes": _of_watched(simulation, lambda i: _percentiles(queues[:, i, 0])),
+        "second_half": {
+            "from_seconds": float(times[half]) if len(times) else 0.0,
+            "queue_bytes": _of_watched(simulation, lambda i: _percentiles(queues[half:, i, 0])),
+            "use": _of_watched(simulation, lambda i: _use(simulation, i, half)),
         },
+        "use": _of_watched(simulation, lambda i: _use(simulation, i, 0)),
         "busiest_port": simulation.network.port_name(busiest),
         "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * finished))
         if finished
@@ -55,6 +64,21 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _of_watched(simulation: Simulation, figure: Callable[[int], Any]) -> dict[str, Any]:
+    """Name → figure of each watched port, by its place among them."""
+    ports = simulation.state.watched_ports.tolist()
+    return {simulation.network.port_name(port): figure(i) for i, port in enumerate(ports)}
+
+
+def _use(simulation: Simulation, i: int, first: int) -> float | None:
+    """Share of its rate at which the i-th watched port has sent from a sample to the last; None without two samples."""
+    times, ports, _ = simulation.samples()
+    if len(times) - first < 2:
+        return None
+    rate = float(simulation.state.ports["rate"][simulation.state.watched_ports[i]]) * 1e6
+    return float(ports[-1, i, 1] - ports[first, i, 1]) * 8 / (times[-1] - times[first]) / rate
+
+
 def _of_switches(simulation: Simulation, column: str) -> np.ndarray:
     """A column of the ports that belong to switches."""
     ports = simulation.state.ports
@@ -72,13 +96,13 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "deviation": float(values.std()), **found}
 
 
-def _by_label(simulation: Simulation) -> dict[str, Any]:
+def _by_label(flows: Sequence[Flow], times: np.ndarray, ends: np.ndarray) -> dict[str, Any]:
     """Completion times of the flows of each label, where there are several, and when the last of them ended."""
-    labels = [flow.label if flow.duration is None else "" for flow in simulation.flows]
+    labels = [flow.label if flow.duration is None else "" for flow in flows]
     names = list(dict.fromkeys(name for name in labels if name))
     if not 2 <= len(names) <= 20:
         return {}
-    times, ends, found = simulation.completion_times(), simulation.finish_times(), {}
+    found = {}
     for name in names:
         chosen = [i for i, label in enumerate(labels) if label == name]
         found[name] = _percentiles(times[chosen])
@@ -147,13 +171,36 @@ def queue_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
         yield {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
 
 
-def fluid_summary(flows: Sequence[Flow], times: np.ndarray) -> dict[str, Any]:
+def fluid_completion_times(flows: Sequence[Flow], outcome: FluidOutcome) -> np.ndarray:
+    """As `Simulation.completion_times`, of fluid mode: seconds, (flows,)."""
+    since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(flows)], np.int64)
+    return outcome.finish - outcome.began[since]
+
+
+def fluid_summary(flows: Sequence[Flow], outcome: FluidOutcome) -> dict[str, Any]:
     """The same of fluid mode, as far as it goes."""
-    total, finished = sum(flow.size for flow in flows), float(times.max())
+    sends = np.array([flow.duration is None for flow in flows])
+    times, done = fluid_completion_times(flows, outcome), ~np.isnan(outcome.finish)
+    finished = float(outcome.finish[done].max(initial=0.0))
+    total = sum(flow.size for flow, arrived in zip(flows, done.tolist(), strict=True) if arrived)
     return {
-        "complete": True,
+        "complete": not outcome.interrupted,
+        "reason": "interrupted" if outcome.interrupted else "finished",
         "completion_seconds": finished,
-        "flows": len(flows),
-        "goodput_gbps": total * 8 / finished / 1e9,
-        "flow_seconds": _percentiles(times),
+        "flows": int(sends.sum()),
+        "flows_finished": int((sends & done).sum()),
+        "goodput_gbps": total * 8 / finished / 1e9 if finished else 0.0,
+        "flow_seconds": _percentiles(times[sends]),
+        "by_label": _by_label(flows, times, outcome.finish),
+        "solutions": outcome.solutions,
     }
+
+
+def fluid_flow_rows(flows: Sequence[Flow], outcome: FluidOutcome) -> Iterator[dict[str, Any]]:
+    """One object a flow, of fluid mode."""
+    times = fluid_completion_times(flows, outcome)
+    for i, flow in enumerate(flows):
+        if flow.duration is None:
+            began, seconds = (None if np.isnan(x) else float(x) for x in (outcome.began[i], times[i]))
+            about = {"flow": i, "from": flow.src, "to": flow.dst, "bytes": flow.size, "label": flow.label}
+            yield {**about, "start_seconds": began, "seconds": seconds}

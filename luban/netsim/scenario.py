@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 from luban.netsim.congestion.base import Transport
 from luban.netsim.congestion.hpcc import Hpcc
-from luban.netsim.engine.build import NEVER, Segments
-from luban.netsim.flows import Flow
-from luban.netsim.simulation import Outcome, Simulation
+from luban.netsim.engine.flow_arrays import require_possible
+from luban.netsim.engine.paths import Segments, flow_paths
+from luban.netsim.flows import NEVER, Flow
+from luban.netsim.simulation import TIME_IS_OVER, Outcome, Simulation
 from luban.netsim.switches import Switches
 from luban.netsim.topology.base import Topology
 from luban.netsim.topology.network import Network
 from luban.netsim.workloads.base import Workload
 
-SHIPPED = Path(__file__).parent / "scenarios"
+if TYPE_CHECKING:
+    from luban.netsim.fluid_flows import FluidOutcome
+
 WATCHED = 8  # ports whose queues are sampled
 
 
@@ -57,7 +57,7 @@ class Scenario:
     transport: Transport = field(default_factory=Hpcc)  # how hosts send
     switch: Switches = field(default_factory=Switches)  # buffers, flow control, marking
     run: Run = field(default_factory=Run)  # how long, what is written down
-    mode: Literal["packet", "fluid"] = "packet"  # every packet, or max-min fair rates of flows that start together
+    mode: Literal["packet", "fluid"] = "packet"  # every packet, or flows at max-min fair rates
 
     def prepare(self) -> Simulation:
         """The simulation, ready to run."""
@@ -90,13 +90,13 @@ class Scenario:
         until = round(self.run.until_us * 1e6) or NEVER
         if self.run.fail_links:
             outcome = simulation.run(min(until, round(self.run.fail_at_us * 1e6)), show=show)
-            if outcome.complete or outcome.reason == "interrupted":
+            if outcome.reason != TIME_IS_OVER:
                 return outcome
             for link in self.run.fail_links:
                 simulation.fail_link(link)
         if self.run.fail_links and self.run.repair_at_us:
             outcome = simulation.run(min(until, round(self.run.repair_at_us * 1e6)), show=show)
-            if outcome.complete or outcome.reason == "interrupted":
+            if outcome.reason != TIME_IS_OVER:
                 return outcome
             for link in self.run.fail_links:
                 simulation.repair_link(link)
@@ -110,24 +110,26 @@ class Scenario:
         return network.port_between(network.names.index(a), network.names.index(b))
 
 
-def fluid_outcome(scenario: Scenario) -> tuple[Network, list[Flow], np.ndarray]:
-    """The network, its flows, and the seconds that each takes at max-min fair rates, all starting together.
+def fluid_outcome(scenario: Scenario, show: bool = False) -> tuple[list[Flow], FluidOutcome]:
+    """The scenario's flows at max-min fair rates. A flow whose packets take several paths loads each of them alike, and weights
+    count where the transport shares by them; traffic classes, buffers and congestion control aren't there.
 
     Raises:
-        ConfigError: flows that wait for others.
+        ConfigError: what only packets can show.
     """
-    from luban.netsim.fluid import fluid_times
+    from luban.netsim.fluid_flows import fluid_times
 
+    if scenario.run.fail_links or scenario.run.until_us:
+        raise ConfigError(
+            "mode fluid runs every flow to its end over links that don't change: give --run.until_us 0, and topology.failed_links "
+            "instead of run.fail_links, or use --mode packet"
+        )
     network = scenario.topology.network()
     flows = scenario.workload.flows(network, generator(scenario.run.seed, "workload"))
-    if any(flow.after or flow.duration is not None for flow in flows):
-        raise ConfigError("mode fluid has no dependencies between flows: use --mode packet")
-    rng = generator(scenario.run.seed, "paths")
-    hops = Segments(network, flows, scenario.run.seed).hops
-    paths = [
-        network.segment_path(flow.src, flow.segments, flow.dst, hops)
-        if flow.segments is not None
-        else flow.route or network.hashed_path(flow.src, flow.dst, rng)
-        for flow in flows
-    ]
-    return network, flows, fluid_times(network, paths, [max(flow.size, 1) for flow in flows])
+    for i, flow in enumerate(flows):
+        require_possible(i, flow, len(flows))
+    segments = Segments(network, flows, scenario.run.seed)
+    paths, first, counts = flow_paths(network, scenario.transport, flows, segments, scenario.run.seed)
+    each = [paths[a : a + n] for a, n in zip(first.tolist(), counts.tolist(), strict=True)]
+    weighted = scenario.transport.shares_by_weight
+    return flows, fluid_times(network, each, flows, weighted=weighted, show=show)

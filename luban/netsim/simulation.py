@@ -14,8 +14,8 @@ from luban.netsim.compiled import is_cached
 from luban.netsim.congestion.base import Transport
 from luban.netsim.deadlock import find_deadlock
 from luban.netsim.engine import layout as at
-from luban.netsim.engine.build import NEVER, build_state, enlarge_pool
-from luban.netsim.flows import Flow
+from luban.netsim.engine.build import build_state, enlarge_pool
+from luban.netsim.flows import NEVER, Flow
 from luban.netsim.switches import Switches
 from luban.netsim.topology.network import Network
 
@@ -24,10 +24,6 @@ MOST_PACKETS = 1 << 23  # in flight at once: about 4 GB with telemetry
 TIME_IS_OVER = "the time limit was reached"  # why a run ended
 NAMED = 8  # unfinished flows that a reason names
 STALL_AFTER = 50_000_000_000  # ps without a delivery after which a deadlock is looked for
-
-
-class DeadlockError(LubanError):
-    """Paused ports that wait for each other in a circle."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,7 @@ class Outcome:
     events: int
     delivered: int  # data packets
     hops: int  # links crossed by packets
+    deadlock: tuple[str, ...] = ()  # paused ports that wait for each other in a circle, the first again at the end
 
 
 class Simulation:
@@ -77,13 +74,12 @@ class Simulation:
         )
         self.state.world["stall_after"] = STALL_AFTER
         self._seconds = 0.0
+        self._deadlock: tuple[str, ...] = ()
 
     def run(self, until: int = NEVER, *, show: bool = False) -> Outcome:
         """Run until every flow has finished, or until `until` (ps). Ctrl-C ends it early with what there is, and a run without
-        `until` ends where only flows are left that have no path over links that work, and what waits for them.
-
-        Raises:
-            DeadlockError: ports that are paused wait for each other in a circle; the message names them.
+        `until` ends where only flows are left that have no path over links that work, and what waits for them. Ports that are
+        paused and wait for each other in a circle end it too: the outcome's reason and `deadlock` name them.
         """
         from luban.netsim.engine.loop import advance
 
@@ -118,6 +114,7 @@ class Simulation:
             events=int(world["events"]),
             delivered=int(world["delivered"]),
             hops=int(world["hops"]),
+            deadlock=self._deadlock,
         )
 
     def _after(self, status: int, until: int) -> str:
@@ -132,7 +129,9 @@ class Simulation:
         elif status == at.STALLED or (status == at.IDLE and world["unfinished"]):
             circle = find_deadlock(self.network, self.state)
             if circle:
-                raise DeadlockError(f"PFC deadlock at {world['now'] / 1e9:.3f} ms: {' waits for '.join(circle)}")
+                self._deadlock = tuple(circle)
+                kind = "credit" if self.switches.flow_control == "credits" else "PFC"
+                return f"{kind} deadlock at {world['now'] / 1e9:.3f} ms: {' waits for '.join(circle)}"
             if status == at.IDLE:
                 return "nothing more can happen, and flows are unfinished"
             if until == NEVER and (cut_off := self.cut_off()):

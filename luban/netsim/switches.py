@@ -24,7 +24,9 @@ class Switches:
     reserve_bytes: int = 4000  # pfc: for each class of an ingress port, never shared
     headroom_bytes: int = 0  # pfc: for what comes after a PAUSE; 0: 3·rate·delay and two packets
     allow_small_headroom: bool = False  # run with a headroom that loses packets
-    credit_bytes: int = 64_000  # credits: buffer of a class of an ingress port
+    credit_bytes: int = (
+        64_000  # credits: buffer of a class of an ingress port; inside of servers more where a link needs it
+    )
     mark_low_bytes: int = 0  # ECN: below nothing is marked, at `mark_gbps`; 0 for both: as the transport needs it
     mark_high_bytes: int = 0  # ECN: above everything is marked
     mark_share: float = 1.0  # ECN: share that is marked just below mark_high_bytes
@@ -71,6 +73,11 @@ class Switches:
                 f"would be lost after a PAUSE; {needed} are needed"
             )
         return given
+
+    def inside_credits(self, rate: int, delay: int, packet: int) -> int:
+        """Bytes of credit of a class at a switch inside of a server: enough for the link to go on sending while credit comes back,
+        which is returned an eighth of it at a time. Arguments as of `needed_headroom`."""
+        return max(self.credit_bytes, 3 * delay * rate // 8_000_000 + 4 * packet)
 
     def shift(self, rate: int, host_rate: int) -> int:
         """Power of two below the free shared buffer of a class's threshold: 3, one less for each doubling of the port's rate

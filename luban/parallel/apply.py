@@ -46,7 +46,7 @@ from luban.parallel.remat.scheduled import schedule_stacks
 from luban.parallel.replicated_params import ReplicatedParams
 from luban.parallel.routers import Routers, routers_of
 from luban.parallel.stages import Boundary, cut_stages, run_stage, shared_by_stages
-from luban.parallel.tensor import divide
+from luban.parallel.tensor import OverlappedTokens, SlicedTokens, divide
 from luban.parallel.world import World
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def apply(
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
     boundary = cut_stages(model, plan, world.index("pipeline")) if plan.pipeline > 1 else None
-    placements = divide_experts(model, world, _divide(model, losses, plan, world))
+    placements = divide_experts(model, world, _divide(model, losses, plan, execution))
     # Rematerialisation inside of compilation, so that the compiler sees what is computed again and fuses it.
     blocks = blocks_of(model)
     for block in blocks:
@@ -253,15 +253,18 @@ class Losses(nn.Module):
         return function(batch)
 
 
-def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, world: World) -> Placements:
+def _divide(
+    model: Model, losses: tuple[LossModule, LossModule], plan: ParallelPlan, execution: Execution
+) -> Placements:
     """Matrices over the axis tensor, tokens over the axis context: divided parameters, and attention of what is here."""
-    heads, placements = None, Placements()
+    world, heads, placements = execution.world, None, Placements()
     if plan.context > 1:
         check_context(model)
     if plan.tensor > 1:
         group = world.group("tensor")
         peers = Peers.of(group)
-        heads, placements = HeadRange(peers), divide(model, peers, group, experts=plan.expert == 1)
+        tokens = OverlappedTokens if _compiles(execution) else SlicedTokens
+        heads, placements = HeadRange(peers), divide(model, peers, group, experts=plan.expert == 1, tokens=tokens)
     for module in losses:
         kernel = None if module.attention is None else module.attention.kernel
         if plan.context > 1 and kernel not in (None, "torch"):
@@ -273,15 +276,20 @@ def _divide(model: Model, losses: tuple[LossModule, LossModule], plan: ParallelP
     return placements
 
 
+def _compiles(execution: Execution) -> bool:
+    """Whether layers are compiled."""
+    return execution.compile and can_compile(execution.device)
+
+
 def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, execution: Execution) -> list[LossFunction]:
     """The losses, compiled if that is wanted and can be."""
-    if not (execution.compile and can_compile(execution.device)):
+    if not _compiles(execution):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1 or plan.remat in SCHEDULES
     # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
     reversible = any(block.reversible for block in blocks_of(losses[0]))
     whole = plan.context == 1 and not routers_of(losses[0]) and not reversible
-    return [compiled_loss(loss, regions=regions, whole=whole) for loss in losses]
+    return [compiled_loss(loss, regions=regions, whole=whole, overlap=plan.tensor > 1) for loss in losses]
 
 
 def _pipeline(
@@ -312,7 +320,7 @@ def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
     if plan.pipeline == 1 or plan.schedule not in ("zero_bubble", "pipedream"):
         return
     what, other = f"plan.schedule {plan.schedule}", "use --plan.schedule 1f1b or interleaved"
-    if execution.compile and can_compile(execution.device):
+    if _compiles(execution):
         raise ConfigError(f"{what} does not go with train.compile: {other}")
     if plan.shard > 1:
         raise ConfigError(f"{what} does not go with plan.shard, whose hooks need a whole backward pass: {other}")

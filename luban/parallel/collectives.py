@@ -40,6 +40,14 @@ class Peers:
         """The sum over the processes, without a gradient."""
         return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", self.name))
 
+    def sum_(self, x: Tensor) -> Tensor:
+        """The same, in x itself where it is contiguous; for inference."""
+        return functional.wait_tensor(functional.all_reduce_(x.contiguous(), "sum", self.name))
+
+    def join(self, x: Tensor) -> Tensor:
+        """(…) → (N, …): x of every process, of the same shape in all, without a gradient."""
+        return functional.wait_tensor(functional.all_gather_into_tensor(x[None].contiguous(), self.size, self.name))
+
     def highest(self, x: Tensor) -> Tensor:
         """The elementwise maximum over the processes, without a gradient."""
         return functional.wait_tensor(functional.all_reduce(x.contiguous(), "max", self.name))

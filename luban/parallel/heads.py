@@ -78,6 +78,12 @@ class HeadRange:
         """Begin and end among so many."""
         return list(even_runs(heads, self.peers.size))[self.peers.rank]
 
+    def local(self, shape: AttentionShape) -> AttentionShape:
+        """The sizes of what this process has of a layer."""
+        begin, end = self.of(shape.heads)
+        keys = local_key_heads(begin, end, shape.heads // shape.key_heads)
+        return shape._replace(heads=end - begin, key_heads=len(keys))
+
 
 class DividedHeads(AttentionBackend):
     """Attention of this process's heads: biases and layouts of all heads are cut to them."""
@@ -89,13 +95,14 @@ class DividedHeads(AttentionBackend):
     def prepare(self, mask: AttentionMask, shape: AttentionShape, bias: Bias | None, dtype: torch.dtype) -> Any:
         """Mask and bias for the local heads."""
         begin, end = self.heads.of(shape.heads)
-        mask, bias = limited(mask, shape), bias if bias is None else _of_heads(bias, begin, end)
+        mask, bias = limited(mask, shape), bias if bias is None else bias_of_heads(bias, begin, end)
         if mask.layout is not None and len(mask.layout.table) > 1:
             mask = replace(mask, layout=BlockLayout(mask.layout.table[begin:end], mask.layout.block))
         return prepare(mask, bias, head_dim=shape.head_dim, dtype=dtype, kernel=self.kernel)
 
 
-def _of_heads(bias: Bias, begin: int, end: int) -> Bias:
+def bias_of_heads(bias: Bias, begin: int, end: int) -> Bias:
+    """The bias on the scores of query heads `begin` … `end` − 1."""
     whole = bias.encoding
     distance = whole.distance_bias
     if distance is not None:

@@ -10,10 +10,12 @@ What stands outside the layers is computed by all processes alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.errors import ConfigError
@@ -44,27 +46,32 @@ DIVIDED: dict[Role, int] = {"q": 0, "k": 0, "v": 0, "o": 1, "gate": 0, "up": 0, 
 PARTS = ("mixer", "cross", "feedforward")  # of a block
 
 
-def divide(model: Model, peers: Peers, group: Any, *, experts: bool = True) -> Placements:
+def divide(
+    model: Model, peers: Peers, group: Any, *, experts: bool = True, tokens: type[WholeTokens] | None = None
+) -> Placements:
     """Divide a model on the meta device: parameters shrink to the parts of this process, and hooks communicate.
 
     Args:
         experts: divide the inner channels of every expert; else plan.expert divides the experts themselves.
+        tokens: what the processes have of the tokens between the parts of a layer; None: a slice each (`SlicedTokens`).
 
     Raises:
         ConfigError: there are more processes than heads, inner channels or words; the message names a plan that fits.
     """
     divided: dict[int, Placement] = {}  # by the parameter as it was
     for stack in stacks_of(model):
-        tokens = Tokens(peers)
-        stack.blocks.register_forward_pre_hook(tokens.enter)
-        stack.blocks.register_forward_hook(tokens.leave)
+        hooks = (tokens or SlicedTokens)(peers)
+        hooks.around_layers(stack.blocks)
         for block in stack.blocks.values():
             assert isinstance(block, Block)
-            for part in filter(None, (getattr(block, name) for name in PARTS)):
+            for name in PARTS:
+                part = getattr(block, name)
+                if part is None:
+                    continue
                 if experts or not isinstance(part, MoELayer):
                     divided |= _part_placements(part, peers.size)
-                part.register_forward_pre_hook(tokens.gather)
-                part.register_forward_hook(tokens.scatter)
+                by_token = name == "feedforward" and not isinstance(part, MoELayer)
+                (hooks.around_feedforward if by_token else hooks.around_part)(part)
     divided |= _divide_vocabulary(model, peers)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     placed = {names[key]: placement for key, placement in divided.items()}
@@ -83,11 +90,43 @@ def check_tensor(model: Model, ranks: int) -> None:
 
 
 @dataclass
-class Tokens:
-    """Hooks of one stack: its layers work on a slice of the tokens, their parts on all of them."""
+class WholeTokens:
+    """Hooks of one stack whose layers have all tokens in every process, without gradients: one sum behind each part, in the
+    place of a gathering before and a scattering behind it (Shoeybi et al. 2020, section 3)."""
 
     peers: Peers
+
+    def around_layers(self, layers: nn.Module) -> None:
+        """Nothing: all processes read the same hidden states."""
+
+    def around_part(self, part: nn.Module) -> None:
+        """Add up the parts' terms."""
+        part.register_forward_hook(self.sum)
+
+    def around_feedforward(self, part: nn.Module) -> None:
+        """As around any part; what it gives for a token depends on that token alone."""
+        self.around_part(part)
+
+    def sum(self, part: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        """(B, T, E), the sum of what the processes' parts give."""
+        return self.peers.sum_(out)
+
+
+@dataclass
+class SlicedTokens(WholeTokens):
+    """Hooks of one stack: its layers work on a slice of the tokens, their parts on all of them."""
+
     tokens: int = 0  # T of the current forward
+
+    def around_layers(self, layers: nn.Module) -> None:
+        """Slice the tokens in front of the layers and join them behind."""
+        layers.register_forward_pre_hook(self.enter)
+        layers.register_forward_hook(self.leave)
+
+    def around_part(self, part: nn.Module) -> None:
+        """Gather the tokens in front of a part, scatter the sum behind it."""
+        part.register_forward_pre_hook(self.gather)
+        part.register_forward_hook(self.scatter)
 
     def enter(self, layers: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Slice the hidden states that go into the layers, and let all layers share the gradient of encoder states."""
@@ -108,6 +147,22 @@ class Tokens:
     def scatter(self, part: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         """The sum of the parts' terms, in slices."""
         return scatter_parts(out, self.peers)
+
+
+class OverlappedTokens(SlicedTokens):
+    """The same for compiled layers: feed-forwards work on two halves of the tokens, of which one is computed while the other
+    is gathered, or the sum of its terms scattered. The compiler must be told to put messages beside what doesn't depend on
+    them (`compiled_loss`); gradients of weights are computed beside messages then, too."""
+
+    def around_feedforward(self, part: nn.Module) -> None:
+        """Gather, compute and scatter by halves."""
+        part.forward = functools.partial(self.by_halves, part.forward)
+
+    def by_halves(self, forward: Callable[..., Tensor], x_BTE: Tensor, *args: Any) -> Tensor:
+        """(B, ⌈T/N⌉, E) of this process's tokens → the same, through the parts of all processes."""
+        halves = x_BTE.chunk(2, 1)
+        whole = [gather_tokens(half, self.peers, half.shape[1] * self.peers.size) for half in halves]
+        return torch.cat([scatter_parts(forward(half, *args), self.peers) for half in whole], 1)
 
 
 def _part_placements(part: nn.Module, ranks: int) -> dict[int, Placement]:

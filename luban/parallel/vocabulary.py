@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.core.errors import UnsupportedError
@@ -52,9 +53,20 @@ class DividedVocabulary(Vocabulary):
 
     def joined(self, logits: Tensor) -> Tensor:
         """(…, v) → (…, V): the logits of all processes."""
+        if not torch.is_grad_enabled():
+            return self._gathered(logits)
         whole = logits.new_zeros(*logits.shape[:-1], self.whole)
         columns = torch.arange(self.first, self.first + logits.shape[-1], device=logits.device)
         return sum_parts(whole.index_copy(-1, columns, logits), self.peers)
+
+    def _gathered(self, logits: Tensor) -> Tensor:
+        """The same by half the messages, without a gradient. All parts are sent with the columns of the largest."""
+        ranks, widest = self.peers.size, -(-self.whole // self.peers.size)
+        parts = self.peers.join(F.pad(logits, (0, widest - logits.shape[-1])))
+        if self.whole % ranks == 0:
+            return parts.movedim(0, -2).flatten(-2)
+        sizes = [widest - (rank >= self.whole % ranks) for rank in range(ranks)]
+        return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], -1)
 
     def local(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Targets (N,) as columns here, 0 where they are elsewhere; (N,) bool, whether they are here."""

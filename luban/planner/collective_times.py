@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from luban.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from luban.netsim.topology.network import Network
+    from luban.netsim.workloads.base import Workload
 
 SWEEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}  # how often a ring is gone round
 SIMULATED = {
@@ -45,35 +50,39 @@ class Links:
         return SWEEPS[collective] * (self.processes - 1) * (self.alpha + part * self.beta)
 
     def fluid(self, collective: str, size: int) -> float:
-        """Seconds at max-min fair rates: of a ring, each step's flows together."""
-        from luban.netsim.fluid import fluid_times
-        from luban.netsim.topology.clos import Star
+        """Seconds at max-min fair rates, flow by flow."""
+        from luban.netsim.fluid_flows import fluid_times
 
-        n = self.processes
-        network, rng = Star(hosts=n, host_gbps=GIGABIT / self.beta, delay_us=0.0).network(), np.random.default_rng(0)
-        every = collective == "all_to_all"
-        pairs = [(i, (i + away) % n) for i in range(n) for away in (range(1, n) if every else (1,))]
-        paths = [network.hashed_path(src, dst, rng) for src, dst in pairs]
-        step = float(fluid_times(network, paths, [max(size / n, 1.0)] * len(pairs)).max())
-        return self.alpha + step if every else SWEEPS[collective] * (n - 1) * (self.alpha + step)
+        network, rng = self._network(), np.random.default_rng(0)
+        flows = self._work(collective, size).flows(network, rng)
+        paths = [[network.hashed_path(flow.src, flow.dst, rng)] for flow in flows]
+        return float(fluid_times(network, paths, flows).finish.max())
 
     def packets(self, collective: str, size: int) -> float:
         """Seconds, each part in `PACKETS` packets through one switch that stores and forwards."""
         from luban.netsim.congestion.constant import Constant
         from luban.netsim.simulation import Simulation
         from luban.netsim.switches import Switches
-        from luban.netsim.topology.clos import Star
-        from luban.netsim.workloads.collective import Collective
 
-        n = self.processes
-        network = Star(hosts=n, host_gbps=GIGABIT / self.beta, delay_us=0.0).network()
-        work = Collective(algorithm=SIMULATED[collective], bytes=size, alpha_us=1e6 * self.alpha)  # type: ignore[arg-type]
+        n, network, work = self.processes, self._network(), self._work(collective, size)
         payload = max(size // n // PACKETS, 1)
         transport = Constant(payload=payload, header=1, ack_size=1, rto_us=1e9)
         switches = Switches(buffer_bytes=64 * n * (payload + 1) + (1 << 20))
         simulation = Simulation(network, work.flows(network, np.random.default_rng(0)), transport, switches)
         simulation.run()
         return simulation.makespan()
+
+    def _network(self) -> Network:
+        """A switch that all processes hang on."""
+        from luban.netsim.topology.clos import Star
+
+        return Star(hosts=self.processes, host_gbps=GIGABIT / self.beta, delay_us=0.0).network()
+
+    def _work(self, collective: str, size: int) -> Workload:
+        """The flows of a collective, each `alpha` after what it waits for."""
+        from luban.netsim.workloads.collective import Collective
+
+        return Collective(algorithm=SIMULATED[collective], bytes=size, alpha_us=1e6 * self.alpha)  # type: ignore[arg-type]
 
 
 def fit(processes: int, sizes: Sequence[int], seconds: Sequence[float]) -> Links:

@@ -10,6 +10,10 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 40
+EDGE = 3  # pixels beyond the frame in which a curve along its edge is still drawn
+# Of a chart's curves one after the other, (width, dashes): where several lie on each other, the lower ones show beside the narrower upper
+# ones and in their gaps.
+STROKES = ((5.0, ""), (3.6, "18 12"), (2.4, "9 9"), (1.4, "3 4"))
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Chart:
     series: Sequence[Series]
     levels: Sequence[Level] = field(default_factory=tuple)
     zero: bool = False  # the y axis starts at zero
+    top: float | None = None  # a value that the y axis reaches at least, as charts side by side have one scale
     clip_start: float = 0.0  # share of the curve's start that may leave the frame (a steep first descent)
     width: int = WIDTH
     height: int = HEIGHT
@@ -103,12 +108,12 @@ def draw(chart: Chart) -> str:
         *_axes(chart, place, (x_low, x_high), (y_low, y_high)),
         *_levels(chart, place, x_low, y_low, y_high),
     ]
-    for curve in curves:
+    strokes, clip = _strokes(curves), f"frame-{chart.width}-{chart.height}"
+    for curve, attributes in zip(curves, strokes, strict=True):
         spots = [place(x, y) for x, y in curve.points]
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(
-            f'<path class="curve {curve.tone}{" faint" if curve.faint else ""}" d="{path}" clip-path="url(#frame)"/>'
-        )
+        faint = " faint" if curve.faint else ""
+        parts.append(f'<path class="curve {curve.tone}{faint}"{attributes} d="{path}" clip-path="url(#{clip})"/>')
         if curve.dots:
             parts += [f'<circle class="dot {curve.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in spots]
     data = {
@@ -125,14 +130,28 @@ def draw(chart: Chart) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {chart.width} {chart.height}" role="img" aria-label="{escape(chart.title)}" '
         f"data-chart='{escape(json.dumps(data), quote=True)}'>"
-        f'<defs><clipPath id="frame"><rect x="{LEFT}" y="{TOP}" width="{chart.width - LEFT - RIGHT}" '
-        f'height="{bottom - TOP}"/></clipPath></defs>{"".join(parts)}<g class="hover"></g></svg>'
+        f'<defs><clipPath id="{clip}"><rect x="{LEFT - EDGE}" y="{TOP - EDGE}" width="{chart.width - LEFT - RIGHT + 2 * EDGE}" '
+        f'height="{bottom - TOP + 2 * EDGE}"/></clipPath></defs>{"".join(parts)}<g class="hover"></g></svg>'
     )
+
+
+def stroke(number: int) -> str:
+    """SVG attributes of the `number`-th of several curves, so that each is seen where they lie on each other."""
+    width, dashes = STROKES[number % len(STROKES)]
+    return f' style="stroke-width:{width}{f";stroke-dasharray:{dashes}" if dashes else ""}"'
+
+
+def _strokes(curves: Sequence[Series]) -> list[str]:
+    clear = [i for i, curve in enumerate(curves) if not curve.faint]
+    found = [""] * len(curves)
+    for number, i in enumerate(clear if len(clear) > 1 else []):
+        found[i] = stroke(number)
+    return found
 
 
 def _range(chart: Chart, curves: Sequence[Series]) -> tuple[float, float]:
     kept = [y for s in curves for _, y in s.points[int(len(s.points) * chart.clip_start) :]]
-    values = [*kept, *(level.value for level in chart.levels)]
+    values = [*kept, *(level.value for level in chart.levels), *([] if chart.top is None else [chart.top])]
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return (0.0 if chart.zero else low - margin), high + margin

@@ -13,18 +13,19 @@ from luban.core.artifact import atomic_write
 from luban.netsim.results import flow_rows, port_rows
 from luban.netsim.simulation import Simulation
 from luban.netsim.topology.network import Network
-from luban.report.chart import Chart, Series, draw
+from luban.report.chart import Chart, Series, draw, stroke
 
 TONES = "abcd"
 POINTS = 600  # of a curve
 DRAWN_NODES = 600  # of a topology; larger ones are not drawn
 WIDTH, ROW, MARGIN = 900, 110, 40
+PANEL = 170  # height of one queue's picture
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 960px; color: #1d2530; background: #fff;
   --a: #2563a8; --b: #c2571a; --c: #2f7d4f; --d: #7a4fa3; --line: #dfe4ea; --soft: #5a6675; }
 svg { width: 100%; height: auto; } .grid { stroke: var(--line); } .axis { stroke: var(--soft); } text { fill: var(--soft); font-size: 11px; }
 .curve { fill: none; stroke-width: 1.6; } .a { stroke: var(--a); } .b { stroke: var(--b); } .c { stroke: var(--c); } .d { stroke: var(--d); }
-.dot.a { fill: var(--a); } .legend span { margin-right: 1.2em; } table { border-collapse: collapse; } td { padding: 2px 12px 2px 0; }
+.dot.a { fill: var(--a); } .sample { width: 44px; height: 12px; } figure { margin: 0.4em 0; } .legend span { margin-right: 1.2em; } table { border-collapse: collapse; } td { padding: 2px 12px 2px 0; }
 .switch { fill: #2563a8; } .host { fill: #8a94a0; } .cable { stroke-linecap: round; } h2 { margin-top: 2em; }
 @media (prefers-color-scheme: dark) { body { color: #dde3ea; background: #14181d; --line: #2b323a; --soft: #98a3af; --a: #6aa5e6;
   --b: #e6935c; --c: #6fc08f; --d: #b593dd; } }
@@ -62,27 +63,42 @@ def _text(value: Any) -> str:
 
 
 def _legend(names: Sequence[str]) -> str:
-    return (
-        '<p class="legend">'
-        + "".join(f'<span style="color:var(--{TONES[i]})">{escape(name)}</span>' for i, name in enumerate(names))
-        + "</p>"
-    )
+    """Names beside pieces of their lines."""
+    found = []
+    for i, name in enumerate(names):
+        attributes = stroke(i) if len(names) > 1 else ""
+        line = f'<path class="curve {TONES[i]}"{attributes} d="M0,6L44,6"/>'
+        sample = f'<svg class="sample" viewBox="0 0 44 12" aria-hidden="true">{line}</svg>'
+        found.append(f'<span style="color:var(--{TONES[i]})">{sample} {escape(name)}</span>')
+    return f'<p class="legend">{"".join(found)}</p>'
 
 
 def queue_chart(simulation: Simulation) -> str:
-    """Bytes queued over time, of the four ports with the longest queues."""
+    """Bytes queued over time, of the four ports with the longest queues: a panel each, all with one scale, as queues of ports that
+    carry the same traffic lie on each other."""
     times, ports, _ = simulation.samples()
     if not len(times) or not ports.shape[1]:
         return ""
     order = np.argsort(-ports[:, :, 0].max(axis=0), kind="stable")[: len(TONES)]
     step = max(1, len(times) // POINTS)
-    names, series = [], []
+    longest, panels = float(ports[:, order, 0].max()) / 1e3, []
     for tone, i in zip(TONES, order, strict=False):
         kept = range(0, len(times), step)
         points = [(times[k] * 1e6, float(ports[k : k + step, i, 0].max()) / 1e3) for k in kept]
-        names.append(simulation.network.port_name(int(simulation.state.watched_ports[i])))
-        series.append(Series(names[-1], points, tone))
-    return _legend(names) + draw(Chart("Queues", "microseconds", "kB queued", series, zero=True))
+        name = simulation.network.port_name(int(simulation.state.watched_ports[i]))
+        chart = Chart(
+            f"Queue of {name}",
+            "microseconds",
+            "kB queued",
+            [Series(name, points, tone)],
+            zero=True,
+            top=longest,
+            height=PANEL,
+        )
+        panels.append(
+            f'<figure><figcaption style="color:var(--{tone})">{escape(name)}</figcaption>{draw(chart)}</figure>'
+        )
+    return "".join(panels)
 
 
 def completion_chart(simulation: Simulation) -> str:

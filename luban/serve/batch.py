@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from luban.core.errors import LubanError
 from luban.generate.beam import Answers
 from luban.generate.session import Sequence as Growing
 from luban.serve.memory import CacheBudget
@@ -13,6 +14,10 @@ from luban.serve.request import Request
 
 # None: logits from which no token can be chosen; an error: reading the sequence failed; answers: its beam search has ended
 Token = int | None | Exception | Answers
+
+
+class LostProcess(LubanError):
+    """One of the processes that hold a model together is gone, and with it the model."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +91,12 @@ class Batch(Protocol):
 
     def clear(self) -> None:
         """Forget all."""
+        ...
+
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """Call `watcher`, from another thread, when a process is gone that it needs."""
+        ...
+
+    def close(self) -> None:
+        """End what was started for it."""
         ...

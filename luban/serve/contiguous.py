@@ -12,7 +12,7 @@ from luban.generate.session import Sequence as Growing
 from luban.generate.session import beam_candidates, choose
 from luban.generate.source import session_for
 from luban.models.base import Model
-from luban.serve.batch import BatchLoad, Token
+from luban.serve.batch import BatchLoad, LostProcess, Token
 from luban.serve.beam_group import grown, search_for
 from luban.serve.memory import ContiguousBudget
 from luban.serve.request import Request
@@ -164,3 +164,9 @@ class ContiguousBatch:
         self._searches.clear()
         self._owner.clear()
         self.session.keep([])
+
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """No other process is needed."""
+
+    def close(self) -> None:
+        """Nothing was started."""

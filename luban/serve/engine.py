@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from luban.core.errors import DataError, LubanError, UnsupportedError
+from luban.core.errors import DataError, LubanError
 from luban.core.log import warn
+from luban.core.plan import ParallelPlan
 from luban.generate.beam import Answers
-from luban.generate.paged_cache import paging_refusal
 from luban.generate.sampling import Sampling
 from luban.generate.session import NotFiniteError
 from luban.generate.session import Sequence as Growing
@@ -22,11 +22,10 @@ from luban.generate.token_mask import StructureError
 from luban.load.model import LoadedModel
 from luban.load.writer import writer_of
 from luban.serve.adapters import MOST, AdapterPool
-from luban.serve.batch import Batch, BatchLoad, Token
-from luban.serve.contiguous import ContiguousBatch
+from luban.serve.batch import BatchLoad, Token
 from luban.serve.intake import Intake, is_one
+from luban.serve.make_batch import BatchOptions, make_batch
 from luban.serve.memory import CacheBudget
-from luban.serve.paged import PagedBatch
 from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
 from luban.serve.speculation import DRAFT_TOKENS
 
@@ -74,9 +73,13 @@ class Engine:
         adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches; the first
             `max_adapters` are read now, others when they are asked for.
         max_adapters: of them in memory at once.
+        plan: whose axis `tensor` says among how many processes of this machine the model's weights, keys and values are divided.
+            They are started here, and end with `close` or with this process.
+        device: with a plan, of the first process; with CUDA the others have the devices behind it. None: the model's.
 
     Raises:
         UnsupportedError: a model that writes no text, or one that can't be paged where it must be.
+        ConfigError, UsageError: a plan for which there are too few heads or GPUs.
     """
 
     def __init__(
@@ -93,39 +96,26 @@ class Engine:
         batch_invariant: bool = False,
         adapters: Mapping[str, str | Path] | None = None,
         max_adapters: int = MOST,
+        plan: ParallelPlan | None = None,
+        device: str | None = None,
     ):
-        self.model = model = writer_of(model)
+        model = writer_of(model)
         self.adapters = AdapterPool(model, adapters, max_adapters, invariant=batch_invariant) if adapters else None
-        refusal = paging_refusal(model.module)
-        if paged and refusal:
-            raise UnsupportedError(f"{model.name} can't keep keys and values in blocks: {refusal}")
-        if draft is not None and ngram:
-            raise UnsupportedError("tokens are guessed by a draft model or from n-grams: use one")
-        tokenizers = (draft.tokenizer, model.tokenizer) if draft is not None else (None, None)
-        if tokenizers[0] and tokenizers[1] and not tokenizers[0].same_vocabulary(tokenizers[1]):
-            raise UnsupportedError("the draft model's vocabulary isn't the model's: both must read the same tokens")
-        if refusal or paged is False:
-            for asked, what in (
-                (draft is not None or ngram, "speculation"),
-                (swap_bytes > 0, "swapping"),
-                (batch_invariant, "batch invariance"),
-                (bool(adapters), "serving adapters by name"),
-            ):
-                if asked:
-                    raise UnsupportedError(f"{what} needs keys and values in blocks: {refusal or 'paged is False'}")
-            self.batch: Batch = ContiguousBatch(model.module, max_batch=max_batch, cache_bytes=cache_bytes)
-        else:
-            self.batch = PagedBatch(
-                model.module,
-                max_batch=max_batch,
-                cache_bytes=cache_bytes,
-                draft=None if draft is None else draft.module,
-                ngram=ngram,
-                draft_tokens=draft_tokens,
-                swap_bytes=swap_bytes,
-                batch_invariant=batch_invariant,
-                adapters=self.adapters,
-            )
+        options = BatchOptions(
+            max_batch=max_batch,
+            cache_bytes=cache_bytes,
+            paged=paged,
+            draft=draft,
+            ngram=ngram,
+            draft_tokens=draft_tokens,
+            swap_bytes=swap_bytes,
+            batch_invariant=batch_invariant,
+            plan=plan,
+            device=device,
+        )
+        self.divided = options.divided  # whether `model.module` is this process's part alone
+        self.model, self.batch = make_batch(model, options, self.adapters)
+        model = self.model
         if model.generation.unbuilt:
             warn(
                 f"{model.name}: its authors ask for {', '.join(model.generation.unbuilt)} (generation_config.json), which "
@@ -215,6 +205,10 @@ class Engine:
         """Say that the model's weights were changed in place, as training does between generations: keys and values that
         prompts share are computed anew. Nothing may be running."""
         self.batch.weights_changed()
+
+    def close(self) -> None:
+        """End the other processes of the model, if there are any. Nothing can be generated afterwards."""
+        self.batch.close()
 
     def load(self) -> BatchLoad:
         """What runs and waits now; safe from any thread."""

@@ -10,11 +10,12 @@ import torch
 from luban.core.errors import DataError
 from luban.core.units import bytes_
 from luban.generate.cache import float_parameter
-from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.generate.paged_cache import BLOCK_SIZE
 from luban.generate.sampler import sample
 from luban.generate.sampling import Sampling
 from luban.models.base import Model
 from luban.parallel.memory_limits import free_memory
+from luban.serve.backend import PagedBackend
 from luban.serve.model_runner import ModelRunner
 from luban.serve.scheduler import Chunk, SequenceState
 
@@ -106,6 +107,8 @@ class PagedBudget(CacheBudget):
         max_tokens: int,
         draft: Model | None = None,
         recorded: bool = False,
+        backend: PagedBackend | None = None,
+        share: float = SHARE,
     ) -> PagedBudget:
         """For a loaded model.
 
@@ -114,15 +117,19 @@ class PagedBudget(CacheBudget):
                 of `max_tokens` leaves, which is run here; and no more than `max_sequences` could ever use.
             draft: a model with keys and values of its own for every slot.
             recorded: forwards will be, and keep memory of their own.
+            backend: of attention; None: of all heads.
+            share: of a host's free memory.
         """
-        size = slot_bytes(model) + (0 if draft is None else slot_bytes(draft))
+        backend = backend or PagedBackend()
+        size = slot_bytes(model, backend) + (0 if draft is None else slot_bytes(draft))
         context = model.spec.context
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":
-                cache_bytes = free_beside_a_forward(model, block_size, max_sequences, max_tokens, 1 + recorded)
+                times = 1 + recorded
+                cache_bytes = free_beside_a_forward(model, block_size, max_sequences, max_tokens, times, backend)
             else:
-                cache_bytes = int(SHARE * free_memory(device))
+                cache_bytes = int(share * free_memory(device))
             cache_bytes = min(cache_bytes, max_sequences * size * -(-context // block_size) * block_size)
         blocks = max(1, cache_bytes // (size * block_size))
         return cls(blocks * block_size, size, context, block_size, model.spec.body.two_sided)
@@ -151,10 +158,10 @@ class PagedBudget(CacheBudget):
         return 1
 
 
-def slot_bytes(model: Model) -> int:
-    """What all layers keep of one token: keys and values, and the states of other mixers."""
+def slot_bytes(model: Model, backend: PagedBackend | None = None) -> int:
+    """What all layers keep of one token: keys and values, and the states of other mixers. `backend`: whose heads; None: all."""
     mixers = [layer.mixer for layer in model.spec.layers]
-    shapes = [mixer.attention(model.spec.width) for mixer in mixers]
+    shapes = (backend or PagedBackend()).shapes(model)
     numbers = sum(2 * shape.key_heads * shape.head_dim for shape in shapes if shape is not None)
     states = [state for mixer in mixers for state in mixer.state_spec(model.spec.width) if state.last is None]
     numbers += sum(state.width for state in states if not state.integer)
@@ -162,14 +169,17 @@ def slot_bytes(model: Model) -> int:
     return max(numbers * float_parameter(model).element_size() + wide, 1)
 
 
-def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max_tokens: int, times: int = 1) -> int:
+def free_beside_a_forward(
+    model: Model, block_size: int, max_sequences: int, max_tokens: int, times: int, backend: PagedBackend
+) -> int:
     """Bytes of a CUDA device that the largest step leaves, with its memory taken so many times: `max_tokens` of prompts read, and tokens drawn for
     `max_sequences` by all filters. Kernels are compiled by the way, those for few and for many single tokens too."""
     device = float_parameter(model).device
     each = min(max_tokens, model.spec.context)
     blocks, count = -(-each // block_size), max(1, max_tokens // each)
     torch.cuda.empty_cache()
-    runner = ModelRunner(model, PagedCache.of(model, blocks=blocks * count, block_size=block_size))
+    cache = backend.cache(model, blocks=blocks * count, block_size=block_size)
+    runner = ModelRunner(model, cache, backend=backend)
     tables = [list(range(i * blocks, (i + 1) * blocks)) for i in range(count)]
     states = [SequenceState([0] * each, (i, 0), table=table) for i, table in enumerate(tables)]
     if model.spec.body.two_sided:
@@ -183,6 +193,6 @@ def free_beside_a_forward(model: Model, block_size: int, max_sequences: int, max
     sampling = [Sampling(temperature=1.0, top_p=0.9, top_k=50)] * max_sequences
     sample(logits[:1].expand(max_sequences, -1).contiguous(), sampling, [0.5] * max_sequences).tolist()
     used = torch.cuda.max_memory_allocated(device) - before
-    del runner, logits
+    del runner, cache, logits
     torch.cuda.empty_cache()
     return max(0, int(WARM_SHARE * (free_memory(device) - times * used)))

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from luban.generate.host_blocks import HostBlocks
+from luban.generate.host_copies import sent
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention
 from luban.nn.invariant import InvariantElements
 from luban.serve.adapters import AdapterPool
+from luban.serve.backend import PagedBackend
 from luban.serve.decode_graph import DecodeGraphs
 from luban.serve.prompt_graph import PromptGraphs
 from luban.serve.scheduler import Chunk, Step
@@ -34,7 +35,7 @@ class ModelRunner:
         kernel: of attention, by name; None: the fastest that can serve.
         graphs: recorded forwards of single tokens; None: there are none. prompts: of chunks.
         host: of preempted sequences; None: nothing is swapped.
-        attention: the backend.
+        backend: of attention; None: of all heads.
         adapters: of the sequences.
     """
 
@@ -45,14 +46,16 @@ class ModelRunner:
         kernel: str | None = None,
         graphs: DecodeGraphs | None = None,
         host: HostBlocks | None = None,
-        attention: type[PagedAttention] = PagedAttention,
+        backend: PagedBackend | None = None,
         adapters: AdapterPool | None = None,
         prompts: PromptGraphs | None = None,
     ):
-        self.host, self.attention, self.adapters = host, attention, adapters
+        self.host, self.backend, self.adapters = host, backend or PagedBackend(), adapters
         self.module, self.cache, self.kernel, self.graphs = module.eval(), cache, kernel, graphs
         self.prompts = prompts
-        self.sources = SourceRunner(module, cache, kernel, attention) if isinstance(module, EncoderDecoder) else None
+        self.sources: SourceRunner | None = None
+        if isinstance(module, EncoderDecoder):
+            self.sources = SourceRunner(module, cache, kernel, self.backend.kind)
 
     @torch.inference_mode()
     def copy(self, step: Step) -> None:
@@ -64,13 +67,21 @@ class ModelRunner:
             self.host.swap_in(step.swaps_in)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None = None) -> Tensor:
+    def run(
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None = None,
+        tokens_N: Tensor | None = None,
+    ) -> Tensor:
         """Read the chunks; running them again changes nothing. Returns float32 logits (R, V) of what follows them, where
         they end their sequence, and of what follows each of their guesses, in their order; the next call may overwrite them.
 
         Args:
-            inspect: called for each chunk of several tokens, or that doesn't end its sequence, with hidden states (tokens, E).
+            inspect: called for each chunk of which tokens are scored, with their hidden states (scored, E).
+            tokens_N: on the device, to be read in the place of the chunks' own, which are single ones.
         """
+        if tokens_N is not None:
+            return self._run_on(chunks, tokens_N)
         if self.adapters is None:
             return self._run(chunks, inspect, recorded=True)
         with self.adapters.selected(chunks) as recorded:
@@ -86,6 +97,12 @@ class ModelRunner:
             return self._logits(hidden_1NE, chunks, inspect)
         return self._read(chunks, inspect)
 
+    def _run_on(self, chunks: Sequence[Chunk], tokens_N: Tensor) -> Tensor:
+        """See `run`; tokens of the model without adapters, which are on the device."""
+        if self.graphs is not None and (logits := self.graphs.run(chunks, tokens_N)) is not None:
+            return logits
+        return self._forward(chunks, None, tokens_N)
+
     def clear_graphs(self) -> None:
         """Forget what was recorded: weights lie elsewhere."""
         for graphs in (self.graphs, self.prompts):
@@ -94,20 +111,26 @@ class ModelRunner:
 
     def _read(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
         """See `run`; without recorded graphs."""
-        if not self.attention.invariant:
+        if not self.backend.kind.invariant:
             return self._forward(chunks, inspect)
         with InvariantElements():  # a token alone is read twice, since single rows have code of their own
             alone = len(chunks) == 1 and chunks[0].count == 1
             return self._forward([*chunks, *chunks] if alone else chunks, inspect)[: sum(c.wanted for c in chunks)]
 
-    def _forward(self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None) -> Tensor:
+    def _forward(
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None,
+        given_N: Tensor | None = None,
+    ) -> Tensor:
         """See `run`; as one packed row."""
         if self.adapters is not None:
             self.adapters.choose(chunks)
             self.adapters.selection.place()
         tokens_N, packed = self._packed(chunks)
+        tokens_N = tokens_N if given_N is None else given_N
         if self.sources is None:
-            attention = self.attention(self.cache.layers, packed, self.kernel)
+            attention = self.backend.over(self.cache, packed, self.kernel)
             hidden_1NE = self.module(tokens_N[None], attention=attention, output="hidden")
         else:
             hidden_1NE = self.sources.forward(tokens_N, packed, chunks)
@@ -119,11 +142,11 @@ class ModelRunner:
         """(R, V) of the wanted rows."""
         rows, row = [], -1
         for chunk in chunks:
-            if inspect is not None:
-                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.count])
+            if inspect is not None and chunk.scored:
+                inspect(chunk, hidden_1NE[0, row + 1 : row + 1 + chunk.scored])
             row += chunk.count
             rows += range(row + 1 - chunk.wanted, row + 1)
-        wanted = torch.tensor(rows, dtype=torch.long, device=hidden_1NE.device)
+        wanted = sent(rows, hidden_1NE.device, torch.long)
         return self.module.read(hidden_1NE[:, wanted]).squeeze(0).float()
 
     def _packed(self, chunks: Sequence[Chunk]) -> tuple[Tensor, PackedTokens]:

@@ -5,48 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from luban.generate.host_blocks import HostBlocks
-from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
+from luban.core.errors import UnsupportedError
+from luban.generate.paged_cache import BLOCK_SIZE
 from luban.generate.prompt_scores import scored
 from luban.generate.prompts import prompts_of
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import beam_candidates
 from luban.kernels.dispatch import VARIABLE, check_kernel
 from luban.models.base import Model
-from luban.nn.attention.paged import PagedAttention, kernel_serves
-from luban.nn.attention.paged_invariant import InvariantPagedAttention
-from luban.nn.invariant import use_invariant_matmuls
-from luban.nn.linear import lay_adjacent
 from luban.serve.adapters import AdapterPool
-from luban.serve.batch import BatchLoad, Token
+from luban.serve.batch import BatchLoad, LostProcess, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager, source_identity
-from luban.serve.decode_graph import DecodeGraphs, recorded_size
-from luban.serve.memory import PagedBudget
-from luban.serve.model_runner import ModelRunner
-from luban.serve.prompt_graph import PromptGraphs, chunk_step, recorded_tokens
+from luban.serve.decode_ahead import DecodeAhead, InFlight
+from luban.serve.pool import PoolSettings, make_pool
 from luban.serve.request import Request
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
 from luban.serve.speculation import DRAFT_TOKENS, DraftProposer, NgramProposer, Proposer, verify
 
-MAX_BATCH = 256  # sequences that run together
-MAX_TOKENS = {"cuda": 8192}  # that a forward reads, by device …
-OTHER_MAX_TOKENS = 512  # … and elsewhere
-
-
-def recorded_forwards(
-    module: Model, cache: PagedCache, sequences: int, tokens: int, adapters: AdapterPool | None
-) -> tuple[DecodeGraphs, PromptGraphs | None]:
-    """Of single tokens and of prompts: of at most so many sequences, and tokens, together."""
-    step, selection = chunk_step(module, cache), None if adapters is None else adapters.selection
-    prompts = None
-    if step is not None:
-        prompts = PromptGraphs(module, cache, step, max_sequences=sequences, max_tokens=tokens, adapters=selection)
-    return DecodeGraphs(module, cache, sequences, selection), prompts
+if TYPE_CHECKING:
+    from luban.serve.tensor.leader import Leader
 
 
 class PagedBatch:
@@ -66,6 +49,7 @@ class PagedBatch:
         swap_bytes: of host memory for what preempted sequences have computed; 0, or where it is full: they are read again.
         batch_invariant: outputs are bit for bit those of a request alone; the module's matmuls are replaced.
         adapters: of which requests may ask for one.
+        leader: of the processes that hold the model together, of which `module` is this one's part; None: there is one process.
     """
 
     def __init__(
@@ -84,42 +68,25 @@ class PagedBatch:
         swap_bytes: int = 0,
         batch_invariant: bool = False,
         adapters: AdapterPool | None = None,
+        leader: Leader | None = None,
     ):
-        self.spec, self.prompts = module.spec, prompts_of(module.spec)
+        self.spec, self.prompts, self.leader = module.spec, prompts_of(module.spec), leader
         kernel = check_kernel(kernel or os.environ.get(VARIABLE) or None)
-        device = next(module.parameters()).device.type
-        if device == "cuda":
-            for each in (module, draft):
-                if each is not None:
-                    lay_adjacent(each)
-        attention = PagedAttention
-        if batch_invariant:
-            attention = InvariantPagedAttention
-            for each in (module, draft):
-                if each is not None:
-                    use_invariant_matmuls(each)
-        sequences = max_batch or MAX_BATCH
-        tokens = max_tokens or max(MAX_TOKENS.get(device, OTHER_MAX_TOKENS), 2 * sequences)
-        if adapters is not None:
-            adapters.start(max(recorded_tokens(tokens), recorded_size(sequences)))
-        shapes = [layer.mixer.attention(self.spec.width) for layer in self.spec.layers]
-        recorded = device == "cuda" and kernel is None and not batch_invariant and not self.spec.body.two_sided
-        recorded = recorded and all(shape is None or kernel_serves(shape) for shape in shapes)
-        self.budget = PagedBudget.of(
-            module,
-            cache_bytes,
+        settings = PoolSettings(
+            max_batch=max_batch,
+            max_tokens=max_tokens,
+            cache_bytes=cache_bytes,
             block_size=block_size,
-            max_sequences=sequences,
-            max_tokens=tokens,
-            draft=draft,
-            recorded=recorded,
+            kernel=kernel,
+            swap_bytes=swap_bytes,
+            batch_invariant=batch_invariant,
         )
-        blocks = self.budget.slots // block_size
-        cache = PagedCache.of(module, blocks=blocks + recorded, block_size=block_size)  # one for rows of no meaning
-        graphs, prompts = recorded_forwards(module, cache, sequences, tokens, adapters) if recorded else (None, None)
-        host_blocks = int(swap_bytes) // (self.budget.slot_bytes * block_size)
-        host = HostBlocks(cache, host_blocks) if host_blocks else None
-        self.runner = ModelRunner(module, cache, kernel, graphs, host, attention, adapters, prompts)
+        if leader is None:
+            pool = make_pool(module, settings, draft=draft, adapters=adapters)
+        else:
+            pool = leader.pool(settings, draft=draft)
+        self.budget, self.runner, cache = pool.budget, pool.runner, pool.runner.cache
+        sequences, tokens = settings.sequences(), settings.tokens(cache.device.type)
         self.draft_tokens, self.drafted, self.accepted = draft_tokens, 0, 0  # counts of guesses
         self.proposer: Proposer | None = NgramProposer() if ngram else None
         if draft is not None:
@@ -132,15 +99,22 @@ class PagedBatch:
                 kernel=kernel,
             )
         self._scheduler = lambda: Scheduler(
-            BlockManager(blocks, block_size, prefix_cache=prefix_cache),
+            BlockManager(pool.blocks, block_size, prefix_cache=prefix_cache),
             max_sequences=sequences,
             max_tokens=tokens,
-            host=None if host is None else BlockManager(host_blocks, block_size, prefix_cache=False),
+            host=BlockManager(pool.host_blocks, block_size, prefix_cache=False) if pool.host_blocks else None,
         )
         self.scheduler = self._scheduler()
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
         self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
+        simple = adapters is None and self.proposer is None and not batch_invariant
+        self._ahead: DecodeAhead | None = None
+        if simple and not self.spec.body.two_sided:
+            self._ahead = DecodeAhead(self._growing, self.max_new_tokens)
+        # On a GPU the next forward is submitted before the last one's tokens are known; elsewhere those would wait for it.
+        self.runs_ahead = cache.device.type == "cuda"
+        self._flight: InFlight | None = None  # that was submitted so
         self._numbers = count()
         self._weights = weights_version(module)
 
@@ -192,10 +166,15 @@ class PagedBatch:
 
     def next_tokens(self, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
         """One forward; those whose tokens are all read get others."""
+        flight, self._flight = self._flight, None
+        if flight is not None and any(chunk.state in self._growing for chunk in flight.chunks):
+            return self._go_on_ahead(flight, meanwhile)
         if not self.scheduler.running:
             self._forget_other_weights()
         step = self._plan()
         read, logits_RV, failed = self._read(step.chunks)
+        if logits_RV is not None and not failed and self.runs_ahead and self._ahead and self._ahead.serves(read):
+            return self._go_on_ahead(self._ahead.draw(read, logits_RV), meanwhile)
         meanwhile()  # a GPU is still at it
         found: dict[int, tuple[Growing, list[Token]]] = {}
         for chunk, error in failed:
@@ -219,7 +198,22 @@ class PagedBatch:
                     wanted = [row for i in chosen for row in rows[i]]
                     part = logits_RV if wanted == list(range(len(logits_RV))) else logits_RV[wanted]
                     give([ready[i] for i in chosen], part, found)
+        self._require_all()
         return list(found.values())
+
+    def _go_on_ahead(self, flight: InFlight, meanwhile: Callable[[], None]) -> list[tuple[Growing, list[Token]]]:
+        """The tokens of a forward that is in flight, once the one behind it has been submitted, if it can be."""
+        assert self._ahead is not None
+        self._flight = self._ahead.submit_next(flight, self.scheduler, self.runner)
+        meanwhile()
+        found = self._ahead.synchronize(flight, self.scheduler)
+        self._require_all()
+        return found
+
+    def _require_all(self) -> None:
+        """Raise LostProcess where a process is gone: without it what was read is of no meaning."""
+        if self.leader is not None:
+            self.leader.check()
 
     @torch.inference_mode()
     def _plan(self) -> Step:
@@ -297,8 +291,11 @@ class PagedBatch:
         if not chunks:
             return [], None, []
         try:
-            inspected = any(chunk.state.read_whole for chunk in chunks)
-            return chunks, self.runner.run(chunks, self._score if inspected else None), []
+            for chunk in chunks:
+                chunk.scored = self._scored(chunk)
+            return chunks, self.runner.run(chunks, self._score), []
+        except LostProcess:
+            raise
         except Exception as error:
             if len(chunks) == 1:
                 return [], None, [(chunks[0], error)]
@@ -310,14 +307,20 @@ class PagedBatch:
             logits += [] if one_V is None else [one_V.clone()]
         return read, torch.cat(logits) if logits else None, failed
 
-    def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:
-        """Keep log-probabilities of a prompt's tokens that follow those of a chunk, where they are asked for."""
+    def _scored(self, chunk: Chunk) -> int:
+        """Tokens of a chunk, from the first one, whose next token's log-probability is asked for."""
         growing = self._growing[chunk.state]
-        alternatives, start = growing.sampling.prompt_logprobs, chunk.start
-        following = growing.prompt[start + 1 : start + 1 + chunk.count]
-        if alternatives is not None and chunk.state.read_whole:
-            found = scored(self.runner.module, hidden_TE[: len(following)], following, alternatives)
-            growing.prompt_logprobs[start:] = found  # again where it was preempted
+        if not chunk.state.read_whole or growing.sampling.prompt_logprobs is None:
+            return 0
+        return max(0, min(chunk.count, len(growing.prompt) - 1 - chunk.start))
+
+    def _score(self, chunk: Chunk, hidden_TE: Tensor) -> None:
+        """Keep log-probabilities of a prompt's tokens that follow those of a chunk."""
+        growing = self._growing[chunk.state]
+        alternatives, first = growing.sampling.prompt_logprobs, chunk.start + 1
+        assert alternatives is not None
+        found = scored(self.runner.module, hidden_TE, growing.prompt[first : first + chunk.scored], alternatives)
+        growing.prompt_logprobs[chunk.start :] = found  # again where it was preempted
 
     def _forget_other_weights(self) -> None:
         """Keys and values of other weights than now are no prefix of anything."""
@@ -328,7 +331,14 @@ class PagedBatch:
             self._weights = version
 
     def weights_changed(self) -> None:
-        """Drop the prefix cache. Recorded graphs stay: they read the weights where they lie."""
+        """Drop the prefix cache. Recorded graphs stay: they read the weights where they lie.
+
+        Raises UnsupportedError where several processes hold the weights.
+        """
+        if self.leader is not None:
+            raise UnsupportedError(
+                "weights that plan.tensor divides are copies: make another engine of those that changed"
+            )
         self.scheduler.manager.clear_prefix_cache()
         version = weights_version(self.runner.module)
         if [place for place, _ in version] == [place for place, _ in self._weights]:
@@ -369,6 +379,17 @@ class PagedBatch:
         self._growing.clear()
         self._states.clear()
         self._beams.clear()
+        self._flight = None
+
+    def watch(self, watcher: Callable[[LostProcess], None]) -> None:
+        """Of the other processes that hold the model."""
+        if self.leader is not None:
+            self.leader.watch(watcher)
+
+    def close(self) -> None:
+        """End the other processes."""
+        if self.leader is not None:
+            self.leader.close()
 
 
 def weights_version(module: Model) -> tuple[tuple[int, int], ...]:

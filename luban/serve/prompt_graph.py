@@ -15,8 +15,8 @@ from luban.adapters.bank import Selection
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention
-from luban.serve.recorded import RecordedForwards
+from luban.serve.backend import PagedBackend
+from luban.serve.recorded import Agree, RecordedForwards
 from luban.serve.scheduler import Chunk
 
 SMALLEST = 16  # tokens
@@ -40,7 +40,7 @@ class PromptGraphs(RecordedForwards):
         step: tokens of a piece of a chunk (`chunk_step`).
         max_sequences: most sequences of a forward. max_tokens: most tokens.
         kernel: of attention, by name; None: the fastest.
-        adapters: those of the sequences.
+        adapters, backend, agree: as in `RecordedForwards`.
     """
 
     what, needed = "prompts", 2  # recording costs more than one forward saves
@@ -55,13 +55,14 @@ class PromptGraphs(RecordedForwards):
         max_tokens: int,
         kernel: str | None = None,
         adapters: Selection | None = None,
+        backend: PagedBackend | None = None,
+        agree: Agree | None = None,
     ):
-        super().__init__(module, cache, recorded_tokens(max_tokens), max_sequences, adapters)
+        super().__init__(module, cache, recorded_tokens(max_tokens), max_sequences, adapters, backend, agree)
         self.kernel, self._sequences, self._step = kernel, max_sequences, step
         most = self._items(self.largest) + max_sequences
         self._host_work = torch.zeros(most, 5, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self._work = torch.zeros(most, 5, dtype=torch.int32, device=cache.device)
-        self._copied = torch.cuda.Event() if cache.device.type == "cuda" else None
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor | None:
         """(1, N, E) hidden states of the chunks' tokens, overwritten by the next call; None where nothing is recorded, or not
@@ -80,8 +81,7 @@ class PromptGraphs(RecordedForwards):
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
         """Copy what the graph reads to the device."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the last step's copies read the buffers that are filled now
+        self._await_copies()
         block, row, items, singles = self.cache.block_size, 0, [], []
         for index, chunk in enumerate(chunks):
             end, to = chunk.start + chunk.count, slice(row, row + chunk.count)
@@ -106,8 +106,7 @@ class PromptGraphs(RecordedForwards):
                 work[at : at + len(rows)] = rows
         self._work[:last].copy_(self._host_work[:last], non_blocking=True)
         self.tables.write([chunk.state.table for chunk in chunks])
-        if self._copied is not None:
-            self._copied.record()
+        self._copies_are_sent()
 
     def _forward(self, size: int) -> Tensor:
         tokens_N, positions_N, slots_N = (x[:size] for x in self._inputs)
@@ -122,17 +121,16 @@ class PromptGraphs(RecordedForwards):
             single_items=self._work[first : first + min(self._sequences, size), :4],
             chunk_items=self._work[:first],
         )
-        attention = PagedAttention(self.cache.layers, packed, self.kernel)
+        attention = self.backend.over(self.cache, packed, self.kernel)
         return self.module(tokens_N[None], attention=attention, output="hidden")
 
 
-def chunk_step(module: Model, cache: PagedCache) -> int | None:
+def chunk_step(cache: PagedCache) -> int | None:
     """Tokens of the pieces that the kernel divides a chunk into; None where layers divide it in different ways."""
     from luban.kernels.paged_launch import chunk_tokens, padded_width
 
     steps = set()
-    for layer, place in zip(module.spec.layers, cache.layers, strict=True):
-        shape = layer.mixer.attention(module.spec.width)
+    for shape, place in zip(cache.shapes, cache.layers, strict=True):
         if shape is not None and place is not None:
             width = padded_width(shape.head_dim) * place.keys.dtype.itemsize
             steps.add(chunk_tokens(shape.heads, shape.key_heads, width))

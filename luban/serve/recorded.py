@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,9 @@ from luban.adapters.bank import Selection
 from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
+from luban.serve.backend import PagedBackend
+
+Agree = Callable[[bool], bool]
 
 
 class RecordedForwards:
@@ -29,14 +32,24 @@ class RecordedForwards:
         largest: most tokens of a forward.
         sequences: most sequences of a forward.
         adapters: those of the sequences; forwards in which some have one are recorded apart.
+        backend: of attention; None: of all heads.
+        agree: whether something went well in all processes that divide the model, which all ask; None: there are no others.
     """
 
     what: ClassVar[str]  # named by the warning that recording failed
     needed: ClassVar[int]  # how often a size must be asked for before it is recorded
 
     def __init__(
-        self, module: Model, cache: PagedCache, largest: int, sequences: int, adapters: Selection | None = None
+        self,
+        module: Model,
+        cache: PagedCache,
+        largest: int,
+        sequences: int,
+        adapters: Selection | None = None,
+        backend: PagedBackend | None = None,
+        agree: Agree | None = None,
     ):
+        self.backend, self._agree = backend or PagedBackend(), agree
         self.module, self.cache, self.largest, self.adapters = module, cache, largest, adapters
         blocks, on_gpu = -(-module.spec.context // cache.block_size), cache.device.type == "cuda"
         self.tables = BlockTables(sequences, blocks, cache.device)
@@ -45,6 +58,7 @@ class RecordedForwards:
         self._inputs = [torch.zeros(largest, dtype=torch.int64, device=cache.device) for _ in range(3)]
         self._asked: dict[tuple[int, bool], int] = {}  # by size, and whether there are adapters
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._copied = torch.cuda.Event() if on_gpu else None
         self._changed = 0  # as `adapters` counted when the last one was recorded
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._broken = False
@@ -60,13 +74,16 @@ class RecordedForwards:
             return self._forward(size)
         key = self._key(size)
         if key not in self._graphs:
+            failed: RuntimeError | None = None
             try:
                 self._graphs[key] = self._record(size)
             except RuntimeError as error:
+                failed = error
+                _leave_recording()
+            if not (failed is None if self._agree is None else self._agree(failed is None)):
                 self._broken = True
                 self._graphs.clear()
-                _leave_recording()
-                warn(f"{self.what} are read without a CUDA graph, which costs launches: {error}")
+                warn(f"{self.what} are read without a CUDA graph, which costs launches: {failed or 'another process'}")
                 return None
         graph, found = self._graphs[key]
         graph.replay()
@@ -84,16 +101,29 @@ class RecordedForwards:
     def _key(self, size: int) -> tuple[int, bool]:
         return size, self.adapters is not None and self.adapters.stacked
 
-    def _copy_inputs(self, count: int, size: int) -> None:
+    def _await_copies(self) -> None:
+        """Wait until the last forward's inputs have been copied, before the host's buffers are filled anew."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _copies_are_sent(self) -> None:
+        """Remember that all copies of this forward's inputs have been submitted."""
+        if self._copied is not None:
+            self._copied.record()
+
+    def _copy_inputs(self, count: int, size: int, tokens_N: Tensor | None = None) -> None:
         """Copy the first `count` tokens, positions and slots to the device, and padding up to `size`; which of them use
-        which adapter, too."""
+        which adapter, too. `tokens_N`: on the device, in the place of the host's; behind them any may stand."""
         if self.adapters is not None:
             self.adapters.place(size)
         last = self.cache.blocks - 1
         self._numbers[:2, count:size] = 0
         self._numbers[2, count:size] = last * self.cache.block_size
+        if tokens_N is not None:
+            self._inputs[0][:count].copy_(tokens_N)
         for row, target in enumerate(self._inputs):
-            target[:size].copy_(self._host[row, :size], non_blocking=True)
+            if row or tokens_N is None:
+                target[:size].copy_(self._host[row, :size], non_blocking=True)
 
     def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of one size and where its result is. What is recorded has been run before, so that all kernels are
@@ -101,7 +131,9 @@ class RecordedForwards:
         self._forward(size)
         torch.cuda.synchronize(self.cache.device)
         graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
+        # threads that watch over messages between processes may ask the device meanwhile
+        errors = "global" if self._agree is None else "thread_local"
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode=errors):
             found = self._forward(size)
         return graph, found
 

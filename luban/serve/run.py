@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from luban.core.errors import DataError, MissingExtra
 from luban.core.log import say, warn
 from luban.load.model import LoadedModel
+from luban.serve.batch import LostProcess
 from luban.serve.engine import Engine
 
 if TYPE_CHECKING:
@@ -122,11 +123,21 @@ def serve(
     loading = threading.Timer(SAY_LOADING_AFTER, say, [f"loading {name}; until it is loaded {address} answers 503"])
     loading.daemon = True
 
+    def lost(error: LostProcess) -> None:
+        """End what runs with an error, and the server."""
+        service.broken = error
+        service.stop()
+        if service.worker is not None:
+            service.worker.leave()
+        server.should_exit = True
+
     def loaded() -> None:
         loading.cancel()
         if service.broken is not None:
             server.should_exit = True
         else:
+            if service.engine is not None:
+                service.engine.batch.watch(lost)
             if port and actual != port:
                 say(f"port {port} is taken, using {actual}")
             if not options.api_key:
@@ -141,9 +152,14 @@ def serve(
     finally:
         loading.cancel()
         listener.close()
+        if isinstance(service.broken, LostProcess):
+            say(f"luban: {service.broken}")
+            os._exit(service.broken.exit_code)  # what waits for that process can't be ended in another way
         if service.worker is not None and service.worker.alive:
             # a thread inside torch can't be ended, and aborts an interpreter that ends
             say("luban: stopped without waiting for the model's last step")
             os._exit(INTERRUPTED)
+        if service.engine is not None:
+            service.engine.close()
     if service.broken is not None:
         raise service.broken

@@ -10,7 +10,7 @@ is admitted ends. An encoder–decoder's sequence holds the keys and values of i
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ class Chunk:
     start: int
     count: int
     drafts: int = 0  # of the count: guesses at the end
+    scored: int = 0  # of the count: tokens at the beginning whose next token's log-probability is asked for
 
     @property
     def last(self) -> bool:
@@ -182,6 +183,22 @@ class Scheduler:
         self._read_prompts(step, budget)
         return step
 
+    def only_decodes(self, states: Sequence[SequenceState]) -> bool:
+        """Whether `schedule`, once each of these sequences has another token, reads those tokens and nothing else, and takes
+        no blocks from others nor copies any."""
+        if any(state.unread for state in self.running):
+            return False
+        if self.waiting and self._admissible(self.waiting[0]) is not None:
+            return False
+        new, size = 0, self.manager.block_size
+        for state in states:
+            index = state.computed // size
+            if index == len(state.table):
+                new += 1
+            elif self.manager.references[state.table[index]] > 1:
+                return False
+        return new <= self.manager.free
+
     def _hold_next(self, state: SequenceState, step: Step) -> bool:
         """See that the slot of a sequence's newest token is its own, at the cost of younger sequences. False: it was
         preempted, now or before."""
@@ -229,16 +246,9 @@ class Scheduler:
         if not self.waiting:
             return None
         state = self.waiting[0]
-        if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
+        if (blocks := self._admissible(state)) is None:
             return None
-        whole = state.read_whole or state.swapped is not None
-        shared = [] if whole else self.manager.match(state.tokens, state.identity)
-        source = [] if state.swapped else self._find_source(state)
-        new = self.manager.blocks_for(len(state.tokens)) - len(shared)
-        new_source = self.manager.blocks_for(len(state.source)) - len(source)
-        reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
-        if not self.manager.can_allocate([*shared, *source], new + new_source + reserve):
-            return None
+        shared, source, new, new_source = blocks
         state.key = self.manager.key(shared, state.identity)
         state.source_table = self.manager.allocate(source, 0) or []  # held before blocks are taken for others
         state.table = self.manager.allocate(shared, new) or []
@@ -253,6 +263,20 @@ class Scheduler:
             self._swap_in(state, state.swapped, step)
         insort(self.running, self.waiting.pop(0), key=arrival)
         return state
+
+    def _admissible(self, state: SequenceState) -> tuple[list[int], list[int], int, int] | None:
+        """What a waiting sequence begins with: known blocks of its tokens and of its source, and how many new ones of each. None
+        where it must wait, for blocks or because as many sequences run as may."""
+        if self.running and sum(other.width for other in self.running) + state.width > self.max_sequences:
+            return None
+        whole = state.read_whole or state.swapped is not None
+        shared = [] if whole else self.manager.match(state.tokens, state.identity)
+        source = [] if state.swapped else self._find_source(state)
+        new = self.manager.blocks_for(len(state.tokens)) - len(shared)
+        new_source = self.manager.blocks_for(len(state.source)) - len(source)
+        reserve = -(-self.manager.blocks // RESERVED) if self.running else 0
+        fits = self.manager.can_allocate([*shared, *source], new + new_source + reserve)
+        return (shared, source, new, new_source) if fits else None
 
     def _find_source(self, state: SequenceState) -> list[int]:
         """Blocks that hold the whole source, of another sequence or from before a preemption; none where it must be read."""

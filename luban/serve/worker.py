@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from luban.core.errors import LubanError
 from luban.core.log import say
 from luban.generate.token_mask import StructureError
+from luban.serve.batch import LostProcess
 from luban.serve.request import Delta, Request
 
 STEP_SECONDS = 30.0  # that stopping waits for the step that is running
@@ -87,7 +88,8 @@ class Worker:
                 while self.engine.step() and not self._stopped.is_set():
                     self._call()
             except Exception as error:  # whatever broke must reach those who wait, and not end the server
-                say(traceback.format_exc())
+                if not isinstance(error, LostProcess):  # which ends the server, with this reason
+                    say(traceback.format_exc())
                 self.engine.fail(error)
 
     def _call(self) -> None:

@@ -25,6 +25,14 @@ def test_generate_repeats_with_a_seed(tiny_checkpoint):
     assert first.returncode == 0 and first.stdout.strip() and first.stdout == second.stdout
 
 
+def test_two_processes_generate_what_one_does(tiny_checkpoint):
+    words = ("generate", tiny_checkpoint, "hi", "--max-tokens", 12, "--seed", 7)
+    alone, several = run(*words), run(*words, "--plan.tensor", 2)
+    assert several.returncode == 0 and several.stdout == alone.stdout and not several.stderr
+    refused = run(*words, "--plan.tensor", 5)
+    assert refused.returncode == 2 and "use at most --plan.tensor 4" in refused.stderr
+
+
 def test_chat_answers_each_line(tiny_checkpoint):
     done = run("chat", tiny_checkpoint, "--max-tokens", 8, "--seed", 1, stdin="hi\n/reset\nhi\n/quit\nnever\n")
     assert done.returncode == 0 and done.stderr.count("› hi") == 2

@@ -223,7 +223,7 @@ def test_a_worker_with_another_recipe_is_refused_by_name_and_the_run_goes_on(cal
         assert other.poll() == 1
 
     figures = first.run(act)
-    assert "worker two/0 runs another version than this run" in said.read_text()
+    assert "worker two/0 runs another version than this run: recipe.train.seed is 7 instead of" in said.read_text()
     check(figures, out, calm("replicate"))
 
 

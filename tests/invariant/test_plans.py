@@ -38,11 +38,13 @@ from luban.nn.moe.top_k import TopK
 from luban.objectives.causal import Causal
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
+from luban.parallel import apply as parallel_apply
 from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts
 from luban.parallel.stages import check_stages
+from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
 
 SEED, ROWS, PROCESSES = 3, 8, 4
@@ -266,6 +268,9 @@ DIVIDED = [  # family, plan, settings, how near to one process
     ("uneven", {"tensor": 2, "pipeline": 2, "remat": "rotor", "remat_budget": "90%"}, {}, 1e-9),
     ("uneven", {"tensor": 2, "pipeline": 2, "microbatches": 2, "stage_layers": (1, 4)}, {}, 1e-9),
     ("uneven", {"pipeline": 4, "microbatches": 2, "stage_layers": (1, 1, 1, 2), "schedule": "gpipe"}, {}, 1e-9),
+    ("uneven", {"shard": 2, "tensor": 2}, {"overlapped": True}, 1e-9),
+    ("late-mixture", {"pipeline": 2, "tensor": 2, "microbatches": 2}, {"overlapped": True}, 1e-9),
+    ("decoder", {"tensor": 4}, {"overlapped": True}, 1e-9),
     ("decoder", {"shard": 4}, FP16, 3e-3),  # fp16 has 11 bits
     ("decoder", {"shard": 2, "replicate": 2, "zero": 1}, FP16, 3e-3),
     ("late-mixture", {"pipeline": 2, "shard": 2, "microbatches": 2}, {}, 1e-9),
@@ -275,9 +280,14 @@ DIVIDED = [  # family, plan, settings, how near to one process
 
 
 def other_settings(name: str, fields: dict, settings: dict, _: float) -> float:
-    """How far losses and gradient norms under a plan are from those of one process."""
-    plan = ParallelPlan(**fields)
+    """How far losses and gradient norms under a plan are from those of one process; `overlapped`: with the hooks that compiled
+    layers have."""
+    plan, usual = ParallelPlan(**fields), parallel_apply.SlicedTokens
+    settings = dict(settings)
+    if settings.pop("overlapped", False):
+        parallel_apply.SlicedTokens = OverlappedTokens
     found = train(engine(name, plan, joined(plan), **settings), name, 0, 3)
+    parallel_apply.SlicedTokens = usual
     right = train(engine(name, ParallelPlan(), World(), **settings), name, 0, 3)
     return float(np.abs(np.array(found) / np.array(right) - 1).max())
 

@@ -40,6 +40,7 @@ class Transport(Variant):
     )
     code: ClassVar[int]  # of the algorithm
     telemetry: ClassVar[int] = 0  # what switches write into its packets: nothing, INT, PINT
+    shares_by_weight: ClassVar[bool] = False  # whether bandwidth is in proportion to the flows' weights
 
     payload: int = 1000  # bytes of data a packet
     header: int = 48  # bytes of headers a data packet

@@ -61,6 +61,7 @@ class Ufab(Transport):
 
     code: ClassVar[int] = UFAB
     telemetry: ClassVar[int] = 1
+    shares_by_weight: ClassVar[bool] = True
 
     header: int = 90  # bytes of headers a data packet, telemetry included
     token_gbps: float = 1.0  # bandwidth that a weight of 1 is guaranteed

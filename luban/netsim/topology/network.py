@@ -41,6 +41,7 @@ class Network:
     inside: set[int] = field(default_factory=set)  # switches inside of servers: credits, no marks, no telemetry
     _ports: list[list[int]] = field(default_factory=list)  # that leave each node
     _distances: dict[int, list[int]] = field(default_factory=dict)
+    _next: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def add_host(self, name: str) -> int:
         """A host; returns its node."""
@@ -109,6 +110,7 @@ class Network:
         """Take a link out of service, before anything runs."""
         self.failed.add(link)
         self._distances.clear()
+        self._next.clear()
 
     def distances(self, node: int) -> list[int]:
         """Links from every node to `node` without passing a host; -1: not reachable."""
@@ -130,14 +132,16 @@ class Network:
 
     def next_ports(self, here: int, target: int) -> list[int]:
         """The ports from `here` that lie on a shortest path to node `target`."""
-        away = self.distances(target)
-        return [
-            port
-            for port in self._ports[here]
-            if port >> 1 not in self.failed
-            and away[self.ends(port)[1]] == away[here] - 1
-            and (self.switches[self.ends(port)[1]] or self.ends(port)[1] == target)
-        ]
+        if (here, target) not in self._next:
+            away = self.distances(target)
+            self._next[here, target] = [
+                port
+                for port in self._ports[here]
+                if port >> 1 not in self.failed
+                and away[self.ends(port)[1]] == away[here] - 1
+                and (self.switches[self.ends(port)[1]] or self.ends(port)[1] == target)
+            ]
+        return self._next[here, target]
 
     def hashed_path(self, src: int, dst: int, rng: np.random.Generator) -> Path:
         """One shortest path between two hosts, chosen hop by hop as ECMP's hash does.

@@ -162,10 +162,9 @@ class Workload:
         copies, shards = plan.replicate, plan.shard * plan.context if plan.shard > 1 else 1
         if plan.shard == 1:
             copies *= plan.context
-        inner = plan.context * plan.tensor if plan.shard == 1 else plan.tensor
         count, experts = self._counts(plan)[0]
         gradient, seconds = (count - experts) * self.gradient_bytes, self.model.messages.seconds
-        whole = seconds("all-reduce", gradient / shards, Axis(copies, inner * shards))
+        whole = seconds("all-reduce", gradient / shards, Axis(copies, plan.tensor * shards))
         whole += seconds(
             "all-reduce",
             experts * self.gradient_bytes,

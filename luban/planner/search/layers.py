@@ -71,6 +71,10 @@ class Model:
         self.behind = [op for op in graph.ops if not op.layer and op.kind not in ("embedding", "bias")]
         self._costs: dict[tuple[int, Slice], Costs] = {}
 
+    def with_messages(self, messages: Messages) -> Model:
+        """The same model, its messages priced in another way."""
+        return Model(self.graph, self.settings, self.table, messages, self.precision)
+
     @cached_property
     def hidden(self) -> int:
         """S of one row."""

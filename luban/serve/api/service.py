@@ -263,6 +263,8 @@ class Service:
         if body.model in self.adapters():
             raise DataError(f"embeddings are those of the model without adapters: ask for '{self.model.name}'")
         self.require_open(0)
+        if self.engine is not None and self.engine.divided:
+            raise UnsupportedError("no embeddings of a model that plan.tensor divides: serve it in one process")
         width = self.model.spec.width
         if body.dimensions not in (None, width):
             raise DataError(f"'dimensions' must be {width}, the model's width: its embeddings can't be shortened")

@@ -72,8 +72,8 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def environments(count: int, *, device: str, key: str) -> list[dict[str, str]]:
-    """The environment of each replica: a GPU each where there are any, else its share of the cores.
+def environments(count: int, *, device: str, key: str, gpus: int = 1) -> list[dict[str, str]]:
+    """The environment of each replica: `gpus` of its own where there are any, else its share of the cores.
 
     Raises UsageError for more replicas than GPUs.
     """
@@ -87,9 +87,12 @@ def environments(count: int, *, device: str, key: str) -> list[dict[str, str]]:
     import torch
 
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = seen.split(",") if seen else []
-    if count > len(gpus):
+    there = seen.split(",") if seen else []
+    if count * gpus > len(there):
+        most = len(there) // gpus
         raise UsageError(
-            f"--replicas {count} needs as many GPUs, and there are {len(gpus)}: use --replicas {len(gpus)}"
+            f"--replicas {count} needs {count * gpus} GPUs, and there are {len(there)}"
+            + (f": use --replicas {most}" if most else "")
         )
-    return [{**kept, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:count]]
+    own = (there[first : first + gpus] for first in range(0, count * gpus, gpus))
+    return [{**kept, "CUDA_VISIBLE_DEVICES": ",".join(each)} for each in own]

@@ -34,6 +34,7 @@ def serve_replicas(
     *,
     name: str,
     device: str,
+    gpus: int,
     host: str,
     port: int,
     options: ServerOptions,
@@ -43,6 +44,7 @@ def serve_replicas(
     Args:
         words: a command line of `luban serve`, without address and guards, which are the front's.
         name: of the model, for people.
+        gpus: of each replica, where there are any.
         options: of the front: key, names, sites, requests a minute.
 
     Raises LubanError where the first replicas end before they have loaded the model.
@@ -50,7 +52,7 @@ def serve_replicas(
     check_sites(options.origins, options.hosts)
     listener, key = bind(host, port), secrets.token_urlsafe(32)
     address = address_of(host, listener)
-    every = environments(count, device=device, key=key)
+    every = environments(count, device=device, gpus=gpus, key=key)
     child = [*words, "--host", "127.0.0.1", "--port", "0"]
 
     def start(number: int, changed: Callable[[Replica], None]) -> Replica:

@@ -12,7 +12,7 @@ from luban.train.goodput import KINDS, added
 
 
 class Accounts:
-    """Ledgers of the lives of workers: of each process that worked under a worker's name."""
+    """Ledgers of workers: of each process that worked under a worker's name."""
 
     def __init__(self, database: sqlite3.Connection, wall: Callable[[], float]):
         self.database, self.wall, self.facts = database, wall, Facts(database)
@@ -27,15 +27,15 @@ class Accounts:
         self.facts.set(earlier={}, told={})
         self.database.execute("DELETE FROM ledgers")
 
-    def known(self, worker: str, life: str) -> bool:
+    def known(self, worker: str, incarnation: str) -> bool:
         """Whether another process has worked under this name before."""
-        query = "SELECT 1 FROM ledgers WHERE worker = ? AND life != ?"
-        return self.database.execute(query, (worker, life)).fetchone() is not None
+        query = "SELECT 1 FROM ledgers WHERE worker = ? AND incarnation != ?"
+        return self.database.execute(query, (worker, incarnation)).fetchone() is not None
 
-    def report(self, life: str, worker: str, seconds: Mapping[str, float]) -> None:
+    def report(self, incarnation: str, worker: str, seconds: Mapping[str, float]) -> None:
         """What a process has spent since it started, by kind."""
         now = self.wall()
-        row = (life, worker, now - sum(seconds.values()), now, json.dumps(dict(seconds)))
+        row = (incarnation, worker, now - sum(seconds.values()), now, json.dumps(dict(seconds)))
         self.database.execute("INSERT OR REPLACE INTO ledgers VALUES (?, ?, ?, ?, ?)", row)
 
     def told(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from luban.core.artifact import write_json
 from luban.train.elastic.processes import Process, started_at
 
 VARIABLE = "LUBAN_ELASTIC"  # tells a worker who it is
-TAKEN = 75  # exit code of a process whose place another one has
+TAKEN = 75  # exit code of a process whose name another process has
 REFUSED = 76  # and of one that the run does not take
 
 
@@ -26,7 +26,7 @@ class Worker:
 
     name: str  # NODE/NUMBER
     folder: Path  # that the processes of the run share
-    life: str  # of this process
+    incarnation: str  # of this process
 
     @property
     def node(self) -> str:
@@ -78,28 +78,28 @@ def claim(name: str, folder: Path) -> Worker | None:
         lock.close()
         return None
     worker = Worker(name, folder, uuid.uuid4().hex[:12])
-    write_json(path, {"pid": os.getpid(), "started": started_at(os.getpid()), "life": worker.life})
+    write_json(path, {"pid": os.getpid(), "started": started_at(os.getpid()), "incarnation": worker.incarnation})
     _claims[name] = worker, lock
     return worker
 
 
 def claimed(name: str, folder: Path) -> tuple[Process, str] | None:
-    """The running process of a worker and its life; None: there is none."""
+    """The running process of a worker and its incarnation; None: there is none."""
     try:
         found: Mapping = json.loads(_file(name, folder).read_text())
     except (OSError, ValueError):
         return None
     process = Process(found["pid"], found["started"])
-    return (process, found["life"]) if process.alive() else None
+    return (process, found["incarnation"]) if process.alive() else None
 
 
-def life_of(name: str, folder: Path, pid: int) -> str | None:
-    """The life of a worker's process, also of one that has ended; None: it had not begun."""
+def incarnation_of(name: str, folder: Path, pid: int) -> str | None:
+    """The incarnation of a worker's process, also of one that has ended; None: it had not begun."""
     try:
         found: Mapping = json.loads(_file(name, folder).read_text())
     except (OSError, ValueError):
         return None
-    return found["life"] if found["pid"] == pid else None
+    return found["incarnation"] if found["pid"] == pid else None
 
 
 def stacks_of(name: str, folder: Path) -> Path:

@@ -13,10 +13,10 @@ CREATE TABLE IF NOT EXISTS nodes (name TEXT PRIMARY KEY, numbers TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS workers (
     name TEXT PRIMARY KEY,           -- NODE/NUMBER
     node TEXT NOT NULL,
-    life TEXT NOT NULL,              -- of the process that works under this name
+    incarnation TEXT NOT NULL,       -- of the process that works under this name
     pid INTEGER NOT NULL,
     started TEXT NOT NULL,           -- when the process did, as the system tells it
-    waiting INTEGER NOT NULL,        -- 1: has asked for a place in the next generation
+    waiting INTEGER NOT NULL,        -- 1: has asked for a rank in the next generation
     rank INTEGER                     -- in this generation, or in the last one it was part of
 );
 CREATE TABLE IF NOT EXISTS steps (
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS steps (
 );
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, who TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS ledgers (
-    life TEXT PRIMARY KEY, worker TEXT NOT NULL, began REAL NOT NULL, until REAL NOT NULL, seconds TEXT NOT NULL
+    incarnation TEXT PRIMARY KEY, worker TEXT NOT NULL, began REAL NOT NULL, until REAL NOT NULL, seconds TEXT NOT NULL
 );
 """
 
@@ -39,6 +39,9 @@ def open_database(path: Path) -> sqlite3.Connection:
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=NORMAL")
+    for table in ("workers", "ledgers"):  # of a run that an earlier version has begun
+        if any(row["name"] == "life" for row in database.execute(f"PRAGMA table_info({table})")):
+            database.execute(f"ALTER TABLE {table} RENAME COLUMN life TO incarnation")
     database.executescript(SCHEMA)
     return database
 

@@ -21,7 +21,7 @@ def in_words(event: Mapping[str, Any]) -> str | None:
         case "node fails":
             return f"{who} fails: {detail['why']}"
         case "refused":
-            return f"worker {who} is refused: version {detail['version']} instead of {detail['wanted']}"
+            return f"worker {who} is refused: {detail['differences']}"
         case "generation begins":
             return f"generation {detail['generation']}: {detail['workers']} workers"
         case _:

@@ -1,4 +1,4 @@
-"""A worker's connection to the service of its run: heartbeats, and places in generations."""
+"""A worker's connection to the service of its run: heartbeats, and ranks in generations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -22,18 +23,18 @@ from luban.train.goodput import Goodput
 from luban.train.interrupt import StopRequest
 
 BEAT = 0.25  # seconds between two heartbeats
-POLL = 0.05  # seconds between two questions for a place
+POLL = 0.05  # seconds between two questions for a rank
 NOTICED = 3.0  # seconds within which the loss of a worker is known after its connections have broken
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A worker's place in a generation."""
+class RankAssignment:
+    """A worker's rank in a generation, and who else takes part."""
 
     generation: int
     rank: int
     workers: tuple[str, ...]  # names by rank
-    replaces: bool = False  # whether the worker takes the place of a lost one
+    replaces: bool = False  # whether the worker replaces a lost one
 
     @property
     def size(self) -> int:
@@ -79,7 +80,7 @@ class Link:
                 answer = self.beats(
                     "beat",
                     name=self.worker.name,
-                    life=self.worker.life,
+                    incarnation=self.worker.incarnation,
                     generation=generation,
                     doing=self.goodput.doing,
                     for_seconds=self.goodput.clock() - self.goodput.since,
@@ -94,46 +95,46 @@ class Link:
                         self.over.set()
                         break_connections({self.client.fileno(), self.beats.fileno()})
 
-    def take_seat(self, version: str, stop: StopRequest) -> Seat | None:
-        """Wait for a place in the next generation; None: the run has ended, or goes on without this worker.
+    def await_rank(self, version: Mapping[str, Any], stop: StopRequest) -> RankAssignment | None:
+        """Wait for a rank in the next generation; None: the run has ended, or goes on without this worker.
 
         Raises:
             Refused: the run does not take this worker.
         """
         worker = self.worker
-        identity = {"name": worker.name, "life": worker.life, "after": self.last}
+        identity = {"name": worker.name, "incarnation": worker.incarnation, "after": self.last}
         pid = os.getpid()
         self.client("join", **identity, version=version, pid=pid, started=started_at(pid) or "")
         while not stop.signal:
-            found = self.client("seat", **identity)
+            found = self.client("assignment", **identity)
             if self.ended is not None or (found and found.get("released")):
                 return None
             if found is not None:
                 self.last = found["generation"]
-                return Seat(found["generation"], found["rank"], tuple(found["workers"]), found["replaces"])
+                return RankAssignment(found["generation"], found["rank"], tuple(found["workers"]), found["replaces"])
             time.sleep(POLL)
         return None
 
     @contextmanager
-    def at_work(self, seat: Seat) -> Iterator[None]:
+    def at_work(self, assignment: RankAssignment) -> Iterator[None]:
         """Part of a generation: its connections are broken when it is over."""
         with self.lock:
             self.over.clear()
-            self.generation = seat.generation
+            self.generation = assignment.generation
         try:
             yield
         finally:
             with self.lock:
                 self.generation = 0
 
-    def is_over(self, seat: Seat, error: BaseException) -> bool:
+    def is_over(self, assignment: RankAssignment, error: BaseException) -> bool:
         """Whether an error came from the end of the generation. A loss is known a little later than its effects."""
         if isinstance(error, StaleGeneration):
             return True
         deadline = time.monotonic() + NOTICED
         while time.monotonic() < deadline:
             try:
-                self.client("published", generation=seat.generation, key="store")
+                self.client("published", generation=assignment.generation, key="store")
             except StaleGeneration:
                 return True
             if self.ended is not None:
@@ -141,10 +142,10 @@ class Link:
             time.sleep(POLL)
         return False
 
-    def wait_for_end(self, seat: Seat) -> None:
+    def wait_for_end(self, assignment: RankAssignment) -> None:
         """Wait until the first worker has finished the run. Raises StaleGeneration if it is lost before."""
         while self.ended is None:
-            self.client("published", generation=seat.generation, key="store")
+            self.client("published", generation=assignment.generation, key="store")
             time.sleep(POLL)
 
     def disconnect(self) -> None:
@@ -153,19 +154,19 @@ class Link:
             break_connections({self.client.fileno(), self.beats.fileno()})
             dist.destroy_process_group()
 
-    def store(self, seat: Seat, host: str, timeout) -> dist.Store:
+    def store(self, assignment: RankAssignment, host: str, timeout) -> dist.Store:
         """The store in which a generation's processes find each other; the first one has it.
 
         Raises:
             StaleGeneration: the generation was over before.
         """
-        if seat.rank == 0:
+        if assignment.rank == 0:
             store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
             where = {"host": host, "port": store.port}
-            self.client("publish", generation=seat.generation, key="store", value=where)
+            self.client("publish", generation=assignment.generation, key="store", value=where)
             return store
         while True:
-            where = self.client("published", generation=seat.generation, key="store")
+            where = self.client("published", generation=assignment.generation, key="store")
             if where is not None:
                 return dist.TCPStore(
                     where["host"], where["port"], is_master=False, wait_for_workers=False, timeout=timeout

@@ -12,7 +12,7 @@ from luban.core.log import Bar
 from luban.data.batch import Batch
 from luban.data.loader import Loader
 from luban.train.elastic.flash import FlashMemory
-from luban.train.elastic.link import Link, Seat
+from luban.train.elastic.link import Link, RankAssignment
 from luban.train.interrupt import StopRequest
 from luban.train.loop import Loop
 from luban.train.metrics_logger import MetricsLogger, NoMetrics
@@ -29,9 +29,9 @@ class LeasedLoader(Loader):
         pieces: micro-batches of a step.
     """
 
-    def __init__(self, link: Link, seat: Seat, pieces: int, **loader):
+    def __init__(self, link: Link, assignment: RankAssignment, pieces: int, **loader):
         super().__init__(**loader)
-        self.link, self.seat, self.pieces = link, seat, pieces
+        self.link, self.assignment, self.pieces = link, assignment, pieces
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """This worker's rows of each batch from `start_step` on. Raises MembershipChange, StaleGeneration."""
@@ -41,10 +41,12 @@ class LeasedLoader(Loader):
     def _leases(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
         rows = self.batch_size // self.pieces
         for step in count(start):
-            lease = self.link.client("lease", generation=self.seat.generation, step=step, rows=rows, pieces=self.pieces)
+            lease = self.link.client(
+                "lease", generation=self.assignment.generation, step=step, rows=rows, pieces=self.pieces
+            )
             if lease.get("change"):
                 return
-            begin, end = lease["bounds"][self.seat.rank : self.seat.rank + 2]
+            begin, end = lease["bounds"][self.assignment.rank : self.assignment.rank + 2]
             yield step, (np.arange(self.pieces)[:, None] * rows + np.arange(begin, end)).reshape(-1)
 
 
@@ -55,9 +57,9 @@ class ElasticLoop(Loop):
         flash_every: steps between copies of the state.
     """
 
-    def __init__(self, *parts, link: Link, seat: Seat, flash: FlashMemory, flash_every: int, **named):
+    def __init__(self, *parts, link: Link, assignment: RankAssignment, flash: FlashMemory, flash_every: int, **named):
         super().__init__(*parts, goodput=link.goodput, **named)
-        self.link, self.seat, self.flash, self.flash_every = link, seat, flash, flash_every
+        self.link, self.assignment, self.flash, self.flash_every = link, assignment, flash, flash_every
         self.kept = self.reported = self.state.progress.step
         self.computed = self.goodput.seconds()["compute"]
 
@@ -91,10 +93,10 @@ class ElasticLoop(Loop):
             self.link.client(
                 "done",
                 name=self.link.worker.name,
-                life=self.link.worker.life,
-                generation=self.seat.generation,
+                incarnation=self.link.worker.incarnation,
+                generation=self.assignment.generation,
                 step=step,
-                rank=self.seat.rank,
+                rank=self.assignment.rank,
                 seconds=computed / len(steps),
                 ledger=self.goodput.seconds(),
             )

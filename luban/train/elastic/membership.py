@@ -1,7 +1,7 @@
 """Who takes part in a run: generations of workers, each with its ranks.
 
-A generation begins when all expected workers have asked for a place, or when those that have waited long enough are enough.
-It ends when a member is lost or asks for a place again. Members keep their ranks from generation to generation, so that a
+A generation begins when all expected workers have asked for a rank, or when those that have waited long enough are enough.
+It ends when a member is lost or asks for a rank again. Members keep their ranks from generation to generation, so that a
 replacement gets the rank of the one it replaces, and the sums of a step are added up in the same order.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luban.core.resuming import differences
 from luban.train.elastic.database import Events, Facts
 from luban.train.elastic.wire import Refused, StaleGeneration
+
+MOST_NAMED = 5  # fields that differ, in the refusal of a worker
 
 
 @dataclass
@@ -83,12 +86,12 @@ class Membership:
         rows = self.database.execute("SELECT * FROM nodes")
         return {f"{row['name']}/{number}" for row in rows for number in json.loads(row["numbers"])}
 
-    def join(self, name: str, life: str, version: str, after: int, pid: int, started: str) -> None:
-        """Ask for a place in the next generation.
+    def join(self, name: str, incarnation: str, version: Mapping[str, Any], after: int, pid: int, started: str) -> None:
+        """Ask for a rank in the next generation.
 
         Args:
-            life: identifies the process.
-            version: of its code and recipe, which all must share.
+            incarnation: identifies the process.
+            version: of its code, libraries and recipe, which all must share, as plain data.
             after: the last generation that the process was part of; 0: none.
 
         Raises:
@@ -97,41 +100,43 @@ class Membership:
         wanted = self.facts.get("version")
         if wanted is None:
             self.facts.set(version=version)
-        elif version != wanted:
-            self.events.add("refused", name, version=version, wanted=wanted)
+        elif found := list(differences(wanted, json.loads(json.dumps(version)))):
+            text = _said(found)
+            self.events.add("refused", name, differences=text)
             raise Refused(
-                f"worker {name} runs another version than this run: {version} instead of {wanted} (code and recipe); "
-                f"start it from the same code with the same recipe"
+                f"worker {name} runs another version than this run: {text}; start it from the same code with the same recipe"
             )
         known = self.database.execute("SELECT * FROM workers WHERE name = ?", (name,)).fetchone()
         rank = None if known is None else known["rank"]
-        same = known is not None and known["life"] == life
+        same = known is not None and known["incarnation"] == incarnation
         placed = known is not None and same and not known["waiting"] and rank is not None and self.running
         if placed and self.generation > after:
             return  # the answer to an earlier request was lost
         if self.running and known is not None and not known["waiting"] and rank is not None:
-            self.end_generation(name, "asks for a place again" if same else "was replaced")
-        row = (name, name.rpartition("/")[0], life, pid, started, 1, rank)
+            self.end_generation(name, "asks for a rank again" if same else "was replaced")
+        row = (name, name.rpartition("/")[0], incarnation, pid, started, 1, rank)
         self.database.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self.newcomer_since = self.clock()
         self.take_newcomers()
         self.try_to_form()
 
-    def seat(self, name: str, life: str, after: int) -> dict[str, Any] | None:
-        """The place of a worker in a generation later than `after`; None: not yet."""
+    def assignment(self, name: str, incarnation: str, after: int) -> dict[str, Any] | None:
+        """The rank of a worker in a generation later than `after`; None: not yet."""
         self.take_newcomers()
         self.try_to_form()
         if name not in self.expected():
             return {"released": True}
         for row in self.members():
-            if row["name"] == name and row["life"] == life and self.generation > after:
+            if row["name"] == name and row["incarnation"] == incarnation and self.generation > after:
                 names = [member["name"] for member in self.members()]
                 return {"generation": self.generation, "rank": row["rank"], "workers": names}
         return None
 
-    def lost(self, name: str, life: str, how: str) -> None:
+    def lost(self, name: str, incarnation: str, how: str) -> None:
         """A worker's process has ended without being asked to."""
-        row = self.database.execute("SELECT * FROM workers WHERE name = ? AND life = ?", (name, life)).fetchone()
+        row = self.database.execute(
+            "SELECT * FROM workers WHERE name = ? AND incarnation = ?", (name, incarnation)
+        ).fetchone()
         if row is None or (row["waiting"] == 0 and row["pid"] == 0):
             return
         member = self.running and not row["waiting"] and row["rank"] is not None
@@ -141,7 +146,7 @@ class Membership:
             self.end_generation(name, how)
 
     def end_generation(self, who: str, why: str) -> None:
-        """Members must ask for places in the next one."""
+        """Members must ask for ranks in the next one."""
         self.forming_since = self.clock()
         self.facts.set(running=False, change=False)
         self.events.add("generation ends", who, why=why, generation=self.generation)
@@ -177,7 +182,7 @@ class Membership:
         return True
 
     def waiting(self) -> list[dict[str, Any]]:
-        """Expected workers that have asked for a place."""
+        """Expected workers that have asked for a rank."""
         expected = self.expected()
         return [row for row in self.workers() if row["waiting"] and row["name"] in expected]
 
@@ -197,3 +202,14 @@ class Membership:
         self.facts.set(generation=self.generation + 1, running=True, change=False)
         self.database.execute("COMMIT")
         self.events.add("generation begins", "", generation=self.generation, workers=size)
+
+
+def _said(found: list[tuple[str, Any, Any]]) -> str:
+    """The fields in which a worker's version differs from the run's, with both values."""
+    parts = [f"{path} is {_value(theirs)} instead of {_value(ours)}" for path, ours, theirs in found[:MOST_NAMED]]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return "; ".join(parts) + more
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -74,7 +74,7 @@ class Service:
         self.rows = Rows(database, self.membership, self.events, settings.balance)
         self.times = StepTimes()
         self.beats: dict[str, Beat] = {}
-        self.lives: dict[str, str] = {}  # of the workers that beat
+        self.incarnations: dict[str, str] = {}  # of the workers that beat
         self.slow: dict[str, float] = {}
         self.began = self.heard = clock()  # this process; any request
         self.agents: dict[str, float] = {}  # node → when its agent was heard
@@ -84,7 +84,7 @@ class Service:
             "begin": self.begin,
             "node": self.node,
             "join": members.join,
-            "seat": self.seat,
+            "assignment": self.assignment,
             "lost": self.lost,
             "beat": self.beat,
             "publish": self.publish,
@@ -123,25 +123,27 @@ class Service:
         self.agents[name] = self.clock()
         self.membership.node(name, numbers)
 
-    def beat(self, name: str, life: str, generation: int, doing: str, for_seconds: float, collectives: int) -> Any:
-        """A worker lives. Returns whether its generation is at work, and the end of the run, where it has ended."""
+    def beat(
+        self, name: str, incarnation: str, generation: int, doing: str, for_seconds: float, collectives: int
+    ) -> Any:
+        """A worker is alive. Returns whether its generation is at work, and the end of the run, where it has ended."""
         self.heard = self.clock()
         self.beats[name] = Beat(self.heard, doing, for_seconds, collectives)
-        self.lives[name] = life
+        self.incarnations[name] = incarnation
         current = self.membership.running and self.membership.generation == generation
         return {"current": current, "ended": self.facts.get("ended")}
 
-    def seat(self, name: str, life: str, after: int) -> dict[str, Any] | None:
-        """The place of a worker in the next generation; None: not yet."""
-        found = self.membership.seat(name, life, after)
-        return found and {**found, "replaces": self.accounts.known(name, life)}
+    def assignment(self, name: str, incarnation: str, after: int) -> dict[str, Any] | None:
+        """The rank of a worker in the next generation; None: not yet."""
+        found = self.membership.assignment(name, incarnation, after)
+        return found and {**found, "replaces": self.accounts.known(name, incarnation)}
 
-    def lost(self, name: str, life: str, how: str) -> None:
+    def lost(self, name: str, incarnation: str, how: str) -> None:
         """A worker's process has ended without being asked to."""
-        if self.lives.get(name, life) == life:
+        if self.incarnations.get(name, incarnation) == incarnation:
             self.beats.pop(name, None)
         self.failures.setdefault(name.rpartition("/")[0], []).append(self.clock())
-        self.membership.lost(name, life, how)
+        self.membership.lost(name, incarnation, how)
 
     def publish(self, generation: int, key: str, value: Any) -> None:
         """Tell the members of a generation something."""
@@ -154,11 +156,18 @@ class Service:
         return self.facts.get(f"{generation}/{key}")
 
     def done(
-        self, name: str, life: str, generation: int, step: int, rank: int, seconds: float, ledger: dict[str, float]
+        self,
+        name: str,
+        incarnation: str,
+        generation: int,
+        step: int,
+        rank: int,
+        seconds: float,
+        ledger: dict[str, float],
     ) -> None:
         """A worker has finished a step."""
         self.rows.done(generation, step, rank, seconds)
-        self.accounts.report(life, name, ledger)
+        self.accounts.report(incarnation, name, ledger)
         self.times.add(name, seconds)
         self.times.keep(row["name"] for row in self.membership.members())
         slow = self.times.stragglers()
@@ -201,7 +210,7 @@ class Service:
             "event_count": self.events.count(),
             "events": self.events.since(since, MOST_EVENTS),
             "unwell": unwell(beats, now, silent=settings.silent_seconds, hang=settings.hang_seconds),
-            "lives": self.lives,
+            "incarnations": self.incarnations,
             "ended": self.facts.get("ended"),
             "generation": self.membership.generation if self.membership.running else 0,
             "step": self.rows.last(),
@@ -225,7 +234,7 @@ class Service:
             if now - max(heard) <= 2 * silent:
                 continue
             self.events.add("node fails", node, why="neither its agent nor its workers send heartbeats")
-            known = {row["name"]: row["life"] for row in self.membership.workers()}  # also after a restart
+            known = {row["name"]: row["incarnation"] for row in self.membership.workers()}  # also after a restart
             for name in names:
                 self.membership.lost(name, known.get(name, ""), "its machine is gone")
                 self.beats.pop(name, None)

@@ -9,9 +9,9 @@ from pathlib import Path
 from luban.core.errors import ConfigError, LubanError
 from luban.train.elastic.agent import Agent, folder_of
 from luban.train.elastic.config import check_elastic
-from luban.train.elastic.keeper import Start, start_process
 from luban.train.elastic.refit import usable_workers
 from luban.train.elastic.service import ADDRESS, ServiceSettings, read_settings
+from luban.train.elastic.service_supervisor import Start, start_process
 from luban.train.elastic.shared_memory import flash_root
 from luban.train.elastic.wire import Client
 from luban.train.recipe import Recipe

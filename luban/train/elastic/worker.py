@@ -22,7 +22,7 @@ from luban.data.shards import Shards
 from luban.parallel.world import World, is_lost_connection
 from luban.train.elastic.claim import REFUSED, Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
-from luban.train.elastic.link import Link, Seat
+from luban.train.elastic.link import Link, RankAssignment
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
 from luban.train.elastic.refit import refit
 from luban.train.elastic.service import read_settings
@@ -92,7 +92,11 @@ class ElasticRun:
 
     def __init__(self, recipe: Recipe, out: Path, link: Link, name: str):
         self.recipe, self.out, self.link, self.name = recipe, out, link, name
-        self.version = f"{code_version()}, {data_sha256(split_config(recipe)[0])[:12]}"
+        self.version = {
+            "luban": code_version(),
+            "torch": torch.__version__,
+            "recipe": split_config(recipe)[0],
+        }  # of which none may differ
         alone = replace(recipe, plan=replace(recipe.plan, replicate=1, shard=1))
         self.opened = open_run(alone, processes=1)
         self.plan = read_settings(link.worker.folder).plan
@@ -101,17 +105,17 @@ class ElasticRun:
 
     def train(self, stop: StopRequest) -> None:
         """Take part in generations until the run has ended, or goes on without this worker."""
-        while (seat := self.link.take_seat(self.version, stop)) is not None:
-            if seat.replaces and self.kept.parts is None:
+        while (assignment := self.link.await_rank(self.version, stop)) is not None:
+            if assignment.replaces and self.kept.parts is None:
                 self.link.goodput.lose_all()
             try:
-                with self.link.at_work(seat):
-                    self._generation(seat)
+                with self.link.at_work(assignment):
+                    self._generation(assignment)
                 return
             except Interrupted:
                 raise
             except Exception as error:
-                over = isinstance(error, MembershipChange) or self.link.is_over(seat, error)
+                over = isinstance(error, MembershipChange) or self.link.is_over(assignment, error)
                 if not over and not is_lost_connection(error):
                     raise
                 if self.link.ended is not None:
@@ -120,10 +124,10 @@ class ElasticRun:
                 self.link.disconnect()
             self.link.goodput.enter("lost")
 
-    def _generation(self, seat: Seat) -> None:
+    def _generation(self, assignment: RankAssignment) -> None:
         """Train as a member of a generation, to the end of the run."""
-        recipe = self._fitted(seat)
-        world = self._meet(seat, recipe)
+        recipe = self._fitted(assignment)
+        world = self._meet(assignment, recipe)
         mute(not world.is_main)
         art = run_artifact(recipe, self.out, task="pretrain", shards=self.opened[1], start=self.opened[2])
         if not world.agree(art.finished()):
@@ -132,11 +136,11 @@ class ElasticRun:
                 if not is_begun(art):
                     self._forget_earlier_runs(world)
                     begin(art, opened, predict_run(*opened), world, self.name)
-                self._train(art, opened, world, seat)
+                self._train(art, opened, world, assignment)
         if world.is_main:
             self.link.client("end", code=0, message=str(self.out))
         else:
-            self.link.wait_for_end(seat)
+            self.link.wait_for_end(assignment)
 
     def _forget_earlier_runs(self, world: World) -> None:
         """Copies and accounts of a run that was in this directory before do not belong to one that has not begun, whether its
@@ -146,39 +150,43 @@ class ElasticRun:
                 remove_flash(folder)
             self.link.client("run_begins")
 
-    def _train(self, art: ArtifactWriter | FollowedRun, opened: Opened, world: World, seat: Seat) -> None:
+    def _train(
+        self, art: ArtifactWriter | FollowedRun, opened: Opened, world: World, assignment: RankAssignment
+    ) -> None:
         recipe = opened[0]
-        parts = self._parts(opened, world, seat)
-        parts = self._restore(art, opened, parts, world, seat)
+        parts = self._parts(opened, world, assignment)
+        parts = self._restore(art, opened, parts, world, assignment)
         note_changes(art, recipe, parts.state, opened[2])
-        flash = FlashMemory(self._folders(seat), Owner(seat.generation, seat.rank, seat.size))
-        loop = ElasticLoop(art, parts, link=self.link, seat=seat, flash=flash, flash_every=recipe.elastic.flash_every)
+        flash = FlashMemory(self._folders(assignment), Owner(assignment.generation, assignment.rank, assignment.size))
+        loop = ElasticLoop(
+            art, parts, link=self.link, assignment=assignment, flash=flash, flash_every=recipe.elastic.flash_every
+        )
         loop.run()
-        self.link.client("trained", generation=seat.generation, steps=parts.state.progress.step)
+        self.link.client("trained", generation=assignment.generation, steps=parts.state.progress.step)
         figures = self.link.client("figures")
         art.note(goodput=figures.pop("goodput"), elastic=figures)
 
-    def _fitted(self, seat: Seat) -> Recipe:
+    def _fitted(self, assignment: RankAssignment) -> Recipe:
         """The recipe with its plan for the workers of this generation."""
         opened = self.opened[0]
         train = opened.train
-        found = refit(self.plan, train.batch_size, train.accumulate, seat.size)
+        found = refit(self.plan, train.batch_size, train.accumulate, assignment.size)
         return replace(opened, plan=found.plan, train=replace(train, accumulate=found.accumulate))
 
-    def _meet(self, seat: Seat, recipe: Recipe) -> World:
-        local = [worker for worker in seat.workers if worker.rpartition("/")[0] == self.link.worker.node]
+    def _meet(self, assignment: RankAssignment, recipe: Recipe) -> World:
+        local = [worker for worker in assignment.workers if worker.rpartition("/")[0] == self.link.worker.node]
         os.environ.update(
-            WORLD_SIZE=str(seat.size),
-            RANK=str(seat.rank),
+            WORLD_SIZE=str(assignment.size),
+            RANK=str(assignment.rank),
             LOCAL_WORLD_SIZE=str(len(local)),
             LOCAL_RANK=str(local.index(self.link.worker.name)),
         )
-        if seat.size == 1:
+        if assignment.size == 1:
             return World()
-        store = self.link.store(seat, self.recipe.elastic.host, MEETING)
-        return World.join(recipe.plan, self.opened[3], {"version": self.version}, store)
+        store = self.link.store(assignment, self.recipe.elastic.host, MEETING)
+        return World.join(recipe.plan, self.opened[3], {"version": data_sha256(self.version)}, store)
 
-    def _parts(self, opened: Opened, world: World, seat: Seat) -> TrainerComponents:
+    def _parts(self, opened: Opened, world: World, assignment: RankAssignment) -> TrainerComponents:
         """Model, optimizer and data of this generation: those of the last one with other processes, where no parameter is
         divided among these."""
         recipe, shards, start, device = opened
@@ -195,7 +203,7 @@ class ElasticRun:
         workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
         loader = LeasedLoader(
             self.link,
-            seat,
+            assignment,
             recipe.train.accumulate,
             shards=shards,
             batch_size=recipe.train.batch_size,
@@ -214,7 +222,7 @@ class ElasticRun:
         opened: Opened,
         parts: TrainerComponents,
         world: World,
-        seat: Seat,
+        assignment: RankAssignment,
     ) -> TrainerComponents:
         """Go on from the newest state: the copies in memory, or the last checkpoint. The service hands out the rows after it."""
         flash = newest_flash(self.base) if world.is_main and art.resumed else None
@@ -232,20 +240,22 @@ class ElasticRun:
             if found is not None:
                 step = found[0]
                 parts.state.restore(found[1], seed)
-            elif seat.generation > 1:  # weights may be trained, and all make theirs anew: that takes messages of all
+            elif (
+                assignment.generation > 1
+            ):  # weights may be trained, and all make theirs anew: that takes messages of all
                 self.kept = Kept()
-                parts = self._parts(opened, world, seat)
+                parts = self._parts(opened, world, assignment)
         self.link.goodput.go_back(step)
         if world.is_main:
             self.link.client("spent_before", recorded=art.figures.get("goodput", {}))
-            undone = self.link.client("resume", generation=seat.generation, step=step)
-            if seat.generation > 1 or step:
-                say(f"{seat.size} workers go on after step {step} ({undone} steps are done again)")
+            undone = self.link.client("resume", generation=assignment.generation, step=step)
+            if assignment.generation > 1 or step:
+                say(f"{assignment.size} workers go on after step {step} ({undone} steps are done again)")
         world.agree(None)
         return parts
 
-    def _folders(self, seat: Seat) -> list[Path]:
+    def _folders(self, assignment: RankAssignment) -> list[Path]:
         """Where this worker keeps its copies: in the memory of its node, and of the next one, where there are several."""
         own = self.link.worker.node
-        other = neighbour(seat.rank, [worker.rpartition("/")[0] for worker in seat.workers])
+        other = neighbour(assignment.rank, [worker.rpartition("/")[0] for worker in assignment.workers])
         return [self.base / node for node in dict.fromkeys((own, other))]

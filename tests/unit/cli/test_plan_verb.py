@@ -88,6 +88,11 @@ def test_a_plan_file_that_is_none_is_refused(tmp_path, text):
         (["--cluster", "CLUSTER", "--top", "0"], "--top takes"),
         (["--cluster", "CLUSTER", "--runs", "nothing"], "--runs takes finished runs"),
         (["--cluster", "CLUSTER", "--init", "smollm2"], "--data.path"),
+        (["--cluster", "CLUSTER", "--prices", "guess"], "--prices is closed, fluid or packets"),
+        (["--cluster", "CLUSTER", "--prices", "fluid"], "need a network: give --network"),
+        (["--cluster", "CLUSTER", "--prices", "fluid", "--network", "hc"], "did you mean 'hcc'"),
+        (["--cluster", "CLUSTER", "--network", "hcc"], "--network goes with --prices"),
+        (["--cluster", "CLUSTER", "--prices", "fluid", "--search", "alpa"], "goes with --search all"),
     ],
 )
 def test_what_is_wrong_is_one_line(cluster, capsys, words, said):
@@ -95,6 +100,34 @@ def test_what_is_wrong_is_one_line(cluster, capsys, words, said):
     assert main(["plan", "tiny_pretrain_cpu", *MODEL, *words]) in (1, 2)
     error = capsys.readouterr().err
     assert said in error and error.strip().count("\n") <= 1
+
+
+def test_plans_are_priced_by_the_simulator(cluster, tmp_path, capsys):
+    """Four nodes, two by two behind a thin link: the fluid price is that of the link, packets confirm it, and the plans follow it."""
+    between = "nodes = 4\nbetween = { bandwidth = 12.5, latency_us = 10 }\n"
+    cluster.write_text(CLUSTER.replace("nodes = 1\ngpus_per_node = 2\n", between + "gpus_per_node = 1\n"))
+    network = tmp_path / "thin.toml"
+    network.write_text(
+        '[topology]\ntype = "leaf_spine"\nleaves = 2\nhosts_per_leaf = 2\nspines = 1\nspine_gbps = 50\n'
+        '[workload]\ntype = "permutation"\n[transport]\ntype = "constant"\npayload = 4096\n'
+    )
+    words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--top", "20"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prices"] is None
+    words += ["--prices", "packets", "--network", str(network)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    times = [plan["step_seconds"] for plan in found["plans"]]
+    assert times == sorted(times)
+    step = found["prices"]["step_seconds"]
+    assert step["closed"] <= step["fluid"] and step["packets"] == pytest.approx(step["fluid"], rel=0.1)
+    assert step["fluid"] == pytest.approx(times[found["chosen"]], rel=1e-9)
+    assert found["prices"]["messages"]
+    for row in found["prices"]["messages"]:
+        assert row["closed"] < row["fluid"] and row["packets"] == pytest.approx(row["fluid"], rel=0.15)
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "by closed form" in text and "by packets" in text and "between nodes" in text
 
 
 def test_alpa_is_searched_explained_and_written(cluster, tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_every_flag_of_serve_has_its_variable(monkeypatch):
     values = {"bool": "true", "int": "3", "float": "1.5"}
     hints = get_type_hints(serve.Arguments)
     for field in fields(serve.Arguments):
-        if field.name == "model":
+        if field.name in ("model", "plan"):
             continue
         kind = str(field.type).removesuffix(" | None")
         choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
@@ -56,3 +56,5 @@ def test_every_flag_of_serve_has_its_variable(monkeypatch):
         found = flags_from_environment(serve.Arguments, [], serve.PREFIX, {variable(serve.PREFIX, field.name): value})
         made = parse(serve.Arguments, ["m", *found], verb="serve", about="x")
         assert getattr(made, field.name) not in (field.default, None), field.name
+    found = flags_from_environment(serve.Arguments, [], serve.PREFIX, {"LUBAN_SERVE_PLAN_TENSOR": "3"})
+    assert parse(serve.Arguments, ["m", *found], verb="serve", about="x").plan.tensor == 3

@@ -209,7 +209,7 @@ def test_forwards_over_prompts_of_a_recorded_size(position):
     )
     model, rng = build_model(spec, seed=1, device=DEVICE), random.Random(4)
     pools = [PagedCache.of(model, blocks=13, block_size=8) for _ in range(2)]
-    step = chunk_step(model, pools[0])
+    step = chunk_step(pools[0])
     assert step is not None
     recorded = PromptGraphs(model, pools[0], step, max_sequences=3, max_tokens=40, kernel="luban")
     plain, blocks = ModelRunner(model, pools[1], "torch"), rng.sample(range(12), 12)

@@ -93,16 +93,14 @@ def test_all_to_all_is_limited_by_the_port():
 
 @pytest.mark.parametrize("ranks", [8, 32, 128, 512, 2048])
 def test_the_rank_mapping_puts_one_flow_at_most_on_each_link(ranks):
-    """Every exchange of halving-doubling, at switch level: host h is at switch h // S, left ones first."""
-    hosts = np.array(halving_doubling_hosts(ranks))
+    """Every exchange of halving-doubling over the links of the BiGraph itself, those of the hosts too."""
+    hosts, size = halving_doubling_hosts(ranks), 1 << ((ranks.bit_length() - 2) // 2)
     assert sorted(hosts) == list(range(ranks))
-    size = 1 << ((ranks.bit_length() - 2) // 2)
-    switch = hosts // size
-    index = np.arange(ranks)
+    network = BiGraph(switches=size, hosts_per_switch=size).network()
     for step in range(ranks.bit_length() - 1):
-        src, dst = switch, switch[index ^ (1 << step)]
-        assert ((src < size) != (dst < size)).all()  # crosses sides: two switches, one link between them
-        assert len(set(zip(src.tolist(), dst.tolist(), strict=True))) == ranks
+        paths = [network.hashed_path(hosts[rank], hosts[rank ^ (1 << step)], RNG) for rank in range(ranks)]
+        assert {len(path) for path in paths} == {3}  # host, switch, switch of the other side, host
+        assert max(Counter(port for path in paths for port in path).values()) == 1
 
 
 def test_the_mapping_makes_halving_doubling_run_at_line_rate_on_a_bigraph():

@@ -1,6 +1,7 @@
 """Congestion control: single steps against arithmetic, and the shapes that papers report."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from netsim_networks import MICROSECOND, MILLISECOND, incast, jain
 
 from luban.netsim.congestion import hpcc, pint, timely, ufab
-from luban.netsim.congestion.dcqcn import DcqcnPaper
+from luban.netsim.congestion.dcqcn import Dcqcn, DcqcnPaper
 from luban.netsim.congestion.dctcp import Dctcp
 from luban.netsim.congestion.hpcc import Hpcc
 from luban.netsim.congestion.newreno import NewReno
@@ -18,9 +19,12 @@ from luban.netsim.congestion.timely import PatchedTimely, Timely
 from luban.netsim.congestion.ufab import Ufab
 from luban.netsim.engine import layout as at
 from luban.netsim.flows import Flow
+from luban.netsim.results import ideal_seconds
 from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
-from luban.netsim.topology.clos import LeafSpine, Star
+from luban.netsim.topology.clos import Clos, LeafSpine, Star
+from luban.netsim.topology.fat_tree import FatTree
+from luban.netsim.workloads.poisson import Poisson
 
 PACKET = 1500  # bytes of a TCP packet on the wire
 
@@ -124,18 +128,19 @@ def collapses(senders, **transport):
 
 
 @pytest.mark.parametrize(
-    ("transport", "holds", "falls"),
+    ("transport", "peer"),
     [
-        # ns-3 3.44 with selective acknowledgements: 2 or 3 of 3 fall from 2 senders on, with 64 kB from 4 on
-        ({"recovery": "selective"}, (2,), (5, 8, 12, 20)),
-        ({"recovery": "selective", "receive_window": 65536}, (2, 3), (7, 12, 20)),
-        # published for this port: from about ten on
-        ({"ack_every": 2, "receive_window": 65536}, (3, 4, 6), ()),
+        ({"recovery": "selective"}, 2),  # ns-3 3.44 with selective acknowledgements
+        ({"recovery": "selective", "receive_window": 65536}, 4),  # the same with 64 kB
+        ({"ack_every": 2, "receive_window": 65536}, 10),  # published for this port: about ten
     ],
 )
-def test_goodput_collapses_in_tcp_incast(transport, holds, falls):
-    assert all(collapses(n, **transport) <= 2 for n in holds)
-    assert all(collapses(n, **transport) >= 4 for n in falls)
+def test_goodput_collapses_in_tcp_incast_from_as_many_senders_on(transport, peer):
+    """The least number of senders with which most runs wait for a timeout is three from the peer's at most, and none holds with
+    many more. In between it stays a matter of chance with NewReno (docs/NETWORK.md)."""
+    onset = next(n for n in range(2, 20) if collapses(n, **transport) >= 4)
+    assert abs(onset - peer) <= 3
+    assert all(collapses(n, **transport) >= 5 for n in (32, 40))
 
 
 def test_a_short_timeout_softens_incast():
@@ -147,15 +152,18 @@ def test_a_short_timeout_softens_incast():
     assert long > 0.3 > 0.06 > short
 
 
-@pytest.mark.parametrize(("flows", "every", "p50", "p95"), [(40, 1, 72, 101), (40, 2, 61, 74), (20, 2, 61, 75)])
+@pytest.mark.parametrize(
+    ("flows", "every", "p50", "p95"), [(20, 1, 64, 83), (40, 1, 69, 94), (40, 2, 61, 74), (20, 2, 61, 75)]
+)
 def test_dctcp_has_the_queue_of_ns3(flows, every, p50, p95):
-    """Packets queued at 10 Gb/s, marked from 65 on; ns-3 3.44's figures with an acknowledgement for each or each second packet."""
+    """Packets queued at 10 Gb/s, marked from 65 on; ns-3 3.44's figures with an acknowledgement for each (its classic recovery,
+    which is the one here) or each second packet."""
     marks = {"mark_low_bytes": 65 * PACKET, "mark_high_bytes": 65 * PACKET, "mark_at": "enqueue"}
     switches = Switches(flow_control="lossy", buffer_bytes=10_000_000, **marks)
     queue, rates = settled(
-        incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=40 * MILLISECOND)
+        incast(flows, Dctcp(ack_every=every), switches, gbps=10.0, delay_us=10.0, until=60 * MILLISECOND)
     )
-    assert np.percentile(queue / PACKET, 50) == pytest.approx(p50, rel=0.12)
+    assert np.percentile(queue / PACKET, 50) == pytest.approx(p50, rel=0.10)
     assert np.percentile(queue / PACKET, 95) == pytest.approx(p95, rel=0.10)
     assert rates.sum() == pytest.approx(9.63, rel=0.01)
 
@@ -175,7 +183,7 @@ def test_timely_stays_unfair_and_its_patch_does_not():
         _, rates = settled(incast(2, transport, Switches(), gbps=10.0, until=150 * MILLISECOND, starts=starts), 0.8)
         indices[kind] = jain(rates)
     assert indices[PatchedTimely] >= 0.98
-    assert indices[Timely] < indices[PatchedTimely]
+    assert indices[Timely] < 0.95
 
 
 def test_hpcc_drains_an_incast_without_pauses():
@@ -184,6 +192,25 @@ def test_hpcc_drains_an_incast_without_pauses():
     assert np.percentile(queue, 99) < 23_000
     assert rates.sum() / 100 > 0.85 and jain(rates) > 0.98
     assert simulation.state.ports["pauses"].sum() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [0.3, 0.5])
+def test_short_flows_are_faster_with_hpcc_than_with_dctcp_and_dcqcn(load):
+    """HPCC's 320 hosts, Hadoop's sizes and incasts of 60 senders at 2%: slowdown of flows up to 7 kB at p99."""
+    network, found = Clos().network(), {}
+    workload = Poisson(sizes="hadoop", load=load, duration_us=300.0, incast_load=0.02)
+    line_rate = Dctcp(payload=1000, header=48, recovery="go_back_n", rto_us=4000.0, initial_window=163.0)
+    for transport in (Hpcc(), line_rate, Dcqcn()):
+        flows = workload.flows(network, np.random.default_rng(1))
+        simulation = Simulation(network, flows, transport, base_rtt=13 * 10**6, seed=1)
+        simulation.run(20 * MILLISECOND)
+        times = simulation.completion_times()
+        short = [i for i, flow in enumerate(flows) if flow.label == "hadoop" and flow.size <= 7000]
+        assert not np.isnan(times[short]).any()
+        slow = [times[i] / ideal_seconds(simulation, i) for i in short]
+        found[type(transport).__name__] = np.percentile(slow, 99)
+    assert found["Hpcc"] < found["Dctcp"] and found["Hpcc"] < found["Dcqcn"], found
 
 
 def test_pint_with_every_packet_is_hpcc_and_with_few_is_slower():
@@ -195,12 +222,39 @@ def test_pint_with_every_packet_is_hpcc_and_with_few_is_slower():
     assert slowdown(Pint(share=1 / 256)) > every
 
 
-def test_swift_keeps_line_rate_with_windows_far_below_a_packet():
-    simulation = incast(500, Swift(), Switches(flow_control="lossy", buffer_bytes=20_000_000), until=20 * MILLISECOND)
-    queue, rates = settled(simulation)
-    assert rates.sum() >= 90
-    assert simulation.state.ports["drops"].sum() == 0
-    assert queue.max() < 500 * 1048 * 3
+@pytest.mark.parametrize(("flows", "milliseconds"), [(500, 20), (5000, 30)])
+def test_swift_keeps_line_rate_with_windows_far_below_a_packet(flows, milliseconds):
+    """Of the whole run, its start included: bytes that the link has carried, and what of them was data."""
+    network = Star(hosts=51).network()
+    sent = [Flow(1 + i % 50, 0, 4_000_000_000 // flows) for i in range(flows)]
+    switches = Switches(flow_control="lossy", buffer_bytes=64_000_000, alpha=100.0)
+    simulation = Simulation(network, sent, Swift(), switches, watched_ports=[1], sample_every=MICROSECOND)
+    simulation.run(milliseconds * MILLISECOND)
+    state = simulation.state
+    line = 100e9 / 8 * milliseconds / 1e3  # bytes
+    assert state.ports["tx_bytes"][1] >= 0.9 * line
+    assert state.flows["received"].sum() >= 0.9 * line
+    assert state.ports["drops"].sum() == 0
+    queue, _ = settled(simulation)
+    assert queue.max() < flows * 1048 * 3
+
+
+@pytest.mark.parametrize(("senders", "htsim"), [(4, 577.0e-6), (8, 1105.0e-6), (15, 2109.6e-6)])
+def test_swift_has_the_completion_times_of_htsim(senders, htsim):
+    """The mean of five incasts of 2 MB each into a host of a fat-tree; htsim's by `benchmarks/network.py --htsim`, whose target
+    counts a hop more."""
+    hop, times = 20.0 / 6.55, []
+    target = {"base_us": 20.0 + hop, "per_hop_us": hop, "fs_range": 100.0 / (20.0 + hop)}
+    transport = Swift(payload=3960, header=40, ack_size=40, start_window=10.0, rto_us=100.0, **target)
+    switches = Switches(flow_control="lossy", buffer_bytes=10**8, port_bytes=4_000_000, alpha=100.0)
+    for seed in range(5):
+        draw = random.Random(seed)
+        starts = {host: draw.randrange(100) for host in draw.sample(range(1, 16), senders)}  # µs
+        flows = [Flow(host, 0, 501 * 3960, start=start * MICROSECOND) for host, start in starts.items()]
+        simulation = Simulation(FatTree(k=4).network(), flows, transport, switches)
+        assert simulation.run().complete
+        times.append(simulation.completion_times().mean())
+    assert np.mean(times) == pytest.approx(htsim, rel=0.15)
 
 
 def dcqcn_fixed_point(flows, gbps, packet=1048):

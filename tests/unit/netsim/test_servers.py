@@ -11,9 +11,18 @@ from luban.netsim.congestion.constant import Constant
 from luban.netsim.congestion.hpcc import Hpcc
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Simulation
+from luban.netsim.topology.rails import Rails
 from luban.netsim.topology.servers import Servers
 
 PACKET = (4096 + 48) / 4096  # bytes on the wire a byte of data
+
+
+def test_nvlink_runs_at_its_rate_and_infinibands_credits_do_not_bound_it():
+    """8 MB over 3.6 Tb/s and two links of 0.3 µs: 64 kB of credit would let 800 Gb/s pass."""
+    network = Rails(servers=1, gpus=8).network()
+    simulation = Simulation(network, [Flow(0, 5, 8_000_000)], Constant(payload=4096))
+    assert simulation.run().complete
+    assert simulation.makespan() == pytest.approx(8e6 * 8 / 3.6e12 * (4096 + 48) / 4096 + 0.6e-6, rel=0.01)
 
 
 def compared(name, capsys, *words):

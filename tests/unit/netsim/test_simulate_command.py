@@ -5,8 +5,8 @@ import json
 import pytest
 
 from luban.cli.main import main
-from luban.cli.simulate import SHIPPED
 from luban.core.config import from_dict, load_toml
+from luban.netsim import SHIPPED
 from luban.netsim.comparison import variants
 from luban.netsim.scenario import Scenario
 
@@ -54,10 +54,62 @@ def test_a_scenario_becomes_a_folder_of_results(scenario, tmp_path, capsys):
     assert main(["simulate", str(scenario), "--out", str(out)]) == 1  # never over what is there
 
 
+CIRCLE = """
+[topology]
+type = "graph"
+links = ["host0 s0 100 1", "host1 s1 100 1", "host2 s2 100 1", "s0 s1 100 1", "s1 s2 100 1", "s2 s0 100 1"]
+[workload]
+type = "flows"
+flows_list = ["0 2 3e6 via s0 s1 s2", "1 0 3e6 via s1 s2 s0", "2 1 3e6 via s2 s0 s1"]
+[transport]
+type = "constant"
+[switch]
+buffer_bytes = 400000
+"""
+
+
+def test_a_deadlock_leaves_what_there_is_and_is_named(tmp_path, capsys):
+    path, out = tmp_path / "circle.toml", tmp_path / "out"
+    path.write_text(CIRCLE)
+    assert main(["simulate", str(path), "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert "0 of 3 finished" in printed.out and "luban: PFC deadlock at " in printed.err
+    found = json.loads((out / "summary.json").read_text())
+    assert set(found["deadlock"]) == {"s0→s1", "s1→s2", "s2→s0"} and not found["complete"] and found["pauses"] > 0
+    assert len((out / "flows.jsonl").read_text().splitlines()) == 3 and (out / "queues.jsonl").read_text()
+    page = (out / "report.html").read_text()
+    assert "PFC deadlock at" in page and page.count("<svg") >= 4
+
+
+def test_use_and_queues_are_of_the_whole_run_and_of_its_second_half(scenario, capsys):
+    """A flow of 1 MB from the middle of the run on: half of the time the link is idle, then full."""
+    words = ["--run.until_us", "160", "--run.sample_us", "0.1"]
+    late = scenario.read_text().replace('type = "incast"', 'type = "flows"').replace("senders = 2\nbytes = 100000", "")
+    scenario.write_text(late + 'flows_list = ["1 0 1e9 80"]\n[transport]\ntype = "constant"\n')
+    assert main(["simulate", str(scenario), "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["use"]["switch→host0"] == pytest.approx(0.5, abs=0.03)
+    assert found["second_half"]["use"]["switch→host0"] == pytest.approx(1.0, abs=0.05)
+    assert found["second_half"]["from_seconds"] == pytest.approx(80e-6, abs=1e-6)
+
+
+def test_a_step_with_dependencies_runs_in_fluid_mode_as_in_packets(tmp_path, capsys):
+    words = ["simulate", "training_step", "--json", "--workload.layers", "4"]
+    assert main([*words, "--mode", "fluid", "--out", str(tmp_path / "out")]) == 0
+    fluid = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    packets = json.loads(capsys.readouterr().out)
+    assert fluid["flows"] == packets["flows"] == fluid["flows_finished"]
+    assert fluid["completion_seconds"] == pytest.approx(packets["completion_seconds"], rel=0.1)
+    assert set(fluid["by_label"]) == set(packets["by_label"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "flows.jsonl").read_text().splitlines()]
+    assert len(rows) == fluid["flows"] and all(row["seconds"] > 0 and row["start_seconds"] >= 0 for row in rows)
+
+
 def test_fluid_mode_and_packets_answer_the_same_question(scenario, capsys):
     assert main(["simulate", str(scenario), "--json", "--workload.bytes", "10000000", "--mode", "fluid"]) == 0
     fluid = json.loads(capsys.readouterr().out)
-    assert fluid["completion_seconds"] == pytest.approx(2 * 10e6 * 8 / 100e9, rel=1e-9)
+    assert fluid["completion_seconds"] == pytest.approx(2 * 10e6 * 8 / 100e9 + 2e-6, rel=1e-9)
     assert (
         main(["simulate", str(scenario), "--json", "--workload.bytes", "10000000", "--transport.type", "constant"]) == 0
     )
@@ -113,6 +165,7 @@ def test_shipped_scenarios_run_in_small(name, capsys):
         (["FILE", "--run.until_us", "-1"], "must not be below 0"),
         (["FILE", "--topology.failed_links", "0"], "isn't connected"),
         (["FILE", "--run.seed"], "needs a value"),
+        (["FILE", "--mode", "fluid", "--run.until_us", "5"], "mode fluid runs every flow to its end"),
     ],
 )
 def test_bad_input_is_one_line(words, said, scenario, capsys):

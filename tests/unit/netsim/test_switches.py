@@ -9,7 +9,8 @@ from netsim_networks import MICROSECOND, MILLISECOND, incast
 from luban.core.errors import ConfigError
 from luban.netsim.congestion.constant import Constant
 from luban.netsim.flows import Flow
-from luban.netsim.simulation import DeadlockError, Simulation
+from luban.netsim.results import summary
+from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
 from luban.netsim.topology.clos import Star
 from luban.netsim.topology.graph import Graph
@@ -54,13 +55,17 @@ def circle(switches):
 
 
 @pytest.mark.parametrize(
-    "switches", [Switches(buffer_bytes=400_000), Switches(flow_control="credits", credit_bytes=20_000)]
+    ("switches", "kind"),
+    [(Switches(buffer_bytes=400_000), "PFC"), (Switches(flow_control="credits", credit_bytes=20_000), "credit")],
 )
-def test_a_deadlock_is_found_and_its_ports_named(switches):
-    with pytest.raises(
-        DeadlockError, match=r"deadlock at .*s0→s1 waits for s1→s2 waits for s2→s0|s1→s2 waits for s2→s0"
-    ):
-        circle(switches).run()
+def test_a_deadlock_ends_the_run_and_its_ports_are_named(switches, kind):
+    simulation = circle(switches)
+    outcome = simulation.run()
+    assert not outcome.complete
+    assert set(outcome.deadlock) == {"s0→s1", "s1→s2", "s2→s0"} and outcome.deadlock[0] == outcome.deadlock[-1]
+    assert outcome.reason.startswith(f"{kind} deadlock at ") and " waits for ".join(outcome.deadlock) in outcome.reason
+    found = summary(simulation, outcome)
+    assert found["deadlock"] == list(outcome.deadlock) and found["flows_finished"] == 0 and found["bytes_received"] > 0
 
 
 def test_dropping_instead_of_pausing_has_no_deadlock():

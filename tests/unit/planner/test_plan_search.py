@@ -160,6 +160,21 @@ def test_messages_by_levels():
     assert messages.levels(Axis(4, 4)) == (2, 2)
 
 
+def test_every_group_that_communicates_lies_within_its_gpus(monkeypatch):
+    """Neighbours `stride` ranks apart: as many as fit, whatever the axes; and copies of a plan with context are summed over both."""
+    cluster, asked = replace(A100, nodes=2), set()
+    found = workload(_gpt(512, 256, 4, 8, 512), 64, 512, cluster)
+    seconds = Messages.seconds
+    monkeypatch.setattr(Messages, "seconds", lambda self, *args: asked.add(args[2]) or seconds(self, *args))
+    for candidate in candidates(Space(heads=8, layers=4), found, cluster):
+        asked.clear()
+        found.estimate(candidate)
+        assert all(axis.size * axis.stride <= 16 for axis in asked), (candidate.plan, asked)
+        plan = candidate.plan
+        if plan.shard == 1 and plan.context > 1:
+            assert Axis(plan.replicate * plan.context, plan.tensor) in asked
+
+
 def test_a_network_with_too_few_spines_slows_what_crosses_it():
     """Max-min fair rates of the rings' flows: a leaf's 8 GPUs share its uplinks."""
     table = MachineTable(gpu="a100-80gb", source="test", matmul=((1, 1.0),), links=1.0, network=1.0)

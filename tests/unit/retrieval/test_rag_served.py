@@ -100,6 +100,7 @@ def test_the_command_refuses_what_it_could_not_keep(served, tmp_path, capsys):
         ((), f"name one by --index, or serve {folder / 'rag'}/generator"),
         (("--index", folder / "index", "--rerank", folder), "--rerank: a model of rag train"),
         (("--index", folder / "index", "--adapter", folder), "--adapter: a model of rag train"),
+        (("--index", folder / "index", "--plan.tensor", 2), "--plan.tensor: a model of rag train"),
         (("--index", folder / "index", "--passages", 0), "--passages must be at least 1"),
     ):
         assert main(["serve", str(folder / "rag"), *map(str, words)]) in (1, 2)

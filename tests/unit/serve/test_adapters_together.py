@@ -20,7 +20,8 @@ from luban.load.model import LoadedModel
 from luban.nn.linear import matmul_owners
 from luban.serve.memory import slot_bytes
 from luban.serve.model_runner import ModelRunner
-from luban.serve.paged import PagedBatch, recorded_forwards
+from luban.serve.paged import PagedBatch
+from luban.serve.pool import recorded_forwards
 from luban.serve.scheduler import Chunk, SequenceState
 
 KINDS = {

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
+
+from luban.core.errors import UsageError
+from luban.serve.replicas.process import environments
 from luban.serve.replicas.routing import CHUNK, UNEVEN, Router, text_of
 
 
@@ -60,3 +64,18 @@ def test_bodies_that_are_no_requests_have_no_prefix():
     assert Router(2).choose("", [1]) == 1
     assert text_of(json.dumps({"prompt": "abc"}).encode()).endswith("abc")
     assert text_of(json.dumps({"input": ["a", "b"], "model": 3}).encode()) == "3\0ab"
+
+
+def test_gpus_of_replicas(monkeypatch):
+    """Those that may be seen, so many for each."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
+
+    def seen(count: int, gpus: int) -> list[str]:
+        made = environments(count, device="cuda", gpus=gpus, key="k")
+        return [each["CUDA_VISIBLE_DEVICES"] for each in made]
+
+    assert seen(3, 1) == ["4", "5", "6"] and seen(2, 2) == ["4,5", "6,7"]
+    with pytest.raises(UsageError, match="3 needs 6 GPUs, and there are 5: use --replicas 2"):
+        seen(3, 2)
+    with pytest.raises(UsageError, match=r"there are 5$"):
+        seen(1, 6)

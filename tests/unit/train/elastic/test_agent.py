@@ -9,10 +9,12 @@ import pytest
 
 from luban.core.errors import LubanError
 from luban.core.plan import ParallelPlan
-from luban.train.elastic.agent import GRACE, QUICK, Agent, Shortage
+from luban.train.elastic.agent import Agent
 from luban.train.elastic.config import ElasticConfig
+from luban.train.elastic.local_workers import GRACE, QUICK
 from luban.train.elastic.service import ADDRESS, Service, ServiceSettings
 from luban.train.elastic.shared_memory import flash_base
+from luban.train.elastic.shortage import Shortage
 from luban.train.elastic.wire import Server
 
 SETTINGS = ServiceSettings(
@@ -39,7 +41,15 @@ class Answers:
 
     def ask(self, operation: str, **_):
         nodes, ended = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        known = {"failing": [], "events": [], "unwell": {}, "lives": {}, "generation": 1, "step": 3, "waiting": []}
+        known = {
+            "failing": [],
+            "events": [],
+            "unwell": {},
+            "incarnations": {},
+            "generation": 1,
+            "step": 3,
+            "waiting": [],
+        }
         known |= {"expected": 1, "fewest": 1}
         return {**known, "nodes": nodes, "ended": ended}
 
@@ -58,8 +68,8 @@ def agent(tmp_path) -> Agent:
         folder = flash_base(str(tmp_path), found.out) / node
         folder.mkdir()
         (folder / "g1-r0-0.flash").touch()
-    for place in found.places:
-        place.left = True
+    for slot in found.workers.slots:
+        slot.left = True
     return found
 
 
@@ -92,6 +102,8 @@ def test_an_end_that_is_known_late_frees_everything(agent):
 
 def test_agents_begin_one_after_the_other_and_both_take_part(agent, tmp_path):
     """Against a service that knows of an earlier session."""
+    for slot in agent.workers.slots:
+        slot.left = False
     agent.folder.mkdir()
     service = Service(tmp_path / "service.db", replace(SETTINGS, silent_seconds=1000))
     service.node("a", [0])
@@ -131,7 +143,7 @@ def test_a_run_with_too_few_workers_is_ended_with_the_reason(agent, monkeypatch,
     agent.service.until_answered = lambda operation, **fields: asked.append((operation, fields))
     status = {"generation": 0, "ended": None, "waiting": [], "expected": 2, "fewest": 3}
     for now in (1.0, 2.0, 2.0 + agent.elastic.wait_seconds):
-        monkeypatch.setattr("luban.train.elastic.agent.time.monotonic", lambda now=now: now)
+        monkeypatch.setattr("luban.train.elastic.local_workers.time.monotonic", lambda now=now: now)
         agent._wait_for_others(status)
     assert capsys.readouterr().err.count("waiting for more") == 1
     assert [name for name, _ in asked] == ["end"] and "elastic.min_workers is 3" in asked[0][1]["message"]
@@ -153,16 +165,15 @@ class Busy:
 
 
 def test_the_wait_for_a_worker_that_stops_is_said_and_so_is_its_end(agent, monkeypatch, capsys):
-    place = agent.places[0]
-    place.process, place.life = Busy(), "1"
-    agent.stopping = signal.SIGTERM
-    status = {"unwell": {}, "lives": {place.name: "1"}}
+    slot = agent.workers.slots[0]
+    slot.process, slot.incarnation = Busy(), "1"
+    status = {"unwell": {}, "incarnations": {slot.name: "1"}}
     said = []
     for seconds in (0.0, QUICK - 1, QUICK + 1, GRACE - 1, GRACE + 1):
-        monkeypatch.setattr("luban.train.elastic.agent.time.monotonic", lambda now=100 + seconds: now)
-        agent._update_worker(place, status, ended=False)
+        monkeypatch.setattr("luban.train.elastic.local_workers.time.monotonic", lambda now=100 + seconds: now)
+        agent.workers.update(slot, status, ended=False, stopping=True)
         said.append(capsys.readouterr().err)
     assert said[0] == said[1] == said[3] == ""
-    assert f"waiting for {place.name} to save and end; killed after 60 s" in said[2]
-    assert f"worker {place.name} did not end within 60 s and is killed" in said[4]
-    assert place.process.signals == [signal.SIGKILL]
+    assert f"waiting for {slot.name} to save and end; killed after 60 s" in said[2]
+    assert f"worker {slot.name} did not end within 60 s and is killed" in said[4]
+    assert slot.process.signals == [signal.SIGKILL]

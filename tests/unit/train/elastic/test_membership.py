@@ -27,18 +27,26 @@ class Run:
         database = open_database(self.path)
         self.members = Membership(database, Events(database, lambda: 0.0), *self.settings, self.clock)
 
-    def join(self, *names: str, life: str = "a", version: str = "1") -> None:
+    def join(self, *names: str, incarnation: str = "a", version: str = "1", **recipe) -> None:
         for name in names:
-            self.members.join(name, life, version, self.last.get(name + life, 0), 1, "")
+            self.members.join(
+                name, incarnation, {"luban": version, "recipe": recipe}, self.last.get(name + incarnation, 0), 1, ""
+            )
 
-    def seats(self, *names: str, life: str = "a") -> dict[str, int]:
-        """Worker → rank of those that have a place in a new generation."""
+    def again(self, name: str) -> Run:
+        """Another run beside this one."""
+        other = Run(self.path.with_name(name))
+        other.members.node("a", [0, 1])
+        return other
+
+    def assignments(self, *names: str, incarnation: str = "a") -> dict[str, int]:
+        """Worker → rank of those that have a rank in a new generation."""
         found = {}
         for name in names:
-            seat = self.members.seat(name, life, self.last.get(name + life, 0))
-            if seat and "rank" in seat:
-                self.last[name + life] = seat["generation"]
-                found[name] = seat["rank"]
+            assignment = self.members.assignment(name, incarnation, self.last.get(name + incarnation, 0))
+            if assignment and "rank" in assignment:
+                self.last[name + incarnation] = assignment["generation"]
+                found[name] = assignment["rank"]
         return found
 
 
@@ -53,7 +61,7 @@ THREE = ("a/0", "a/1", "a/2")
 def started(run: Run, names=THREE) -> None:
     run.members.node("a", list(range(len(names))))
     run.join(*names)
-    assert run.seats(*names) == {name: rank for rank, name in enumerate(names)}
+    assert run.assignments(*names) == {name: rank for rank, name in enumerate(names)}
 
 
 def test_a_replacement_takes_the_rank_of_the_lost_worker(run):
@@ -62,9 +70,11 @@ def test_a_replacement_takes_the_rank_of_the_lost_worker(run):
     with pytest.raises(StaleGeneration, match="generation 1 is over"):
         run.members.require(1)
     run.join("a/0", "a/2")
-    assert run.seats(*THREE) == {}
-    run.join("a/1", life="b")
-    assert run.seats("a/0", "a/2") == {"a/0": 0, "a/2": 2} and run.seats("a/1", life="b") == {"a/1": 1}
+    assert run.assignments(*THREE) == {}
+    run.join("a/1", incarnation="b")
+    assert run.assignments("a/0", "a/2") == {"a/0": 0, "a/2": 2} and run.assignments("a/1", incarnation="b") == {
+        "a/1": 1
+    }
     assert run.members.generation == 2
 
 
@@ -72,13 +82,15 @@ def test_the_others_go_on_when_nobody_replaces_it_in_time(run):
     started(run)
     run.members.lost("a/0", "a", "killed")
     run.join("a/1", "a/2")
-    assert run.seats("a/1", "a/2") == {}
+    assert run.assignments("a/1", "a/2") == {}
     run.clock.advance(PATIENCE + 1)
-    assert run.seats("a/1", "a/2") == {"a/1": 1, "a/2": 0}  # who had a rank that there still is keeps it
-    run.join("a/0", life="b")  # late: it asks for a change, and members leave between two steps
+    assert run.assignments("a/1", "a/2") == {"a/1": 1, "a/2": 0}  # who had a rank that there still is keeps it
+    run.join("a/0", incarnation="b")  # late: it asks for a change, and members leave between two steps
     assert run.members.facts.get("change")
     run.join("a/1", "a/2")
-    assert run.seats("a/1", "a/2") == {"a/1": 1, "a/2": 0} and run.seats("a/0", life="b") == {"a/0": 2}
+    assert run.assignments("a/1", "a/2") == {"a/1": 1, "a/2": 0} and run.assignments("a/0", incarnation="b") == {
+        "a/0": 2
+    }
 
 
 def test_a_killed_service_forgets_nothing(run):
@@ -89,8 +101,10 @@ def test_a_killed_service_forgets_nothing(run):
     run.open()
     run.join("a/0", "a/1")
     run.open()
-    run.join("a/2", life="b")
-    assert run.seats("a/0", "a/1") == {"a/0": 0, "a/1": 1} and run.seats("a/2", life="b") == {"a/2": 2}
+    run.join("a/2", incarnation="b")
+    assert run.assignments("a/0", "a/1") == {"a/0": 0, "a/1": 1} and run.assignments("a/2", incarnation="b") == {
+        "a/2": 2
+    }
 
 
 def test_requests_that_arrive_twice_change_nothing(run):
@@ -100,16 +114,29 @@ def test_requests_that_arrive_twice_change_nothing(run):
     assert run.members.generation == 1 and run.members.running
     run.members.lost("a/1", "a", "killed")
     run.join("a/0", "a/2", "a/0")
-    run.join("a/1", life="b")
+    run.join("a/1", incarnation="b")
     run.members.lost("a/1", "a", "killed")  # late news of a process that has a successor
     assert run.members.generation == 2 and run.members.running
 
 
 def test_a_worker_of_another_version_is_refused_by_name(run):
     started(run)
-    with pytest.raises(Refused, match="worker b/0 runs another version than this run: 2 instead of 1"):
+    said = "worker b/0 runs another version than this run: luban is 2 instead of 1; start it from the same code"
+    with pytest.raises(Refused, match=said):
         run.join("b/0", version="2")
     assert run.members.running
+
+
+def test_every_field_that_differs_is_named_with_both_values(run):
+    run.join("a/0", train={"seed": 7, "rates": (1, 2)}, data={"path": "x"})
+    run.join("a/1", train={"seed": 7, "rates": [1, 2]}, data={"path": "x"})  # as it is after its way to the service
+    said = r"recipe\.data\.path is \"\" instead of x; recipe\.train\.seed is 8 instead of 7; start"
+    with pytest.raises(Refused, match=said):
+        run.join("a/2", train={"seed": 8, "rates": (1, 2)}, data={"path": ""})
+    with pytest.raises(Refused, match=r"recipe\.train\.f4 is null instead of 4 and 4 more; start"):
+        many = run.again("many.db")
+        many.join("a/0", train={f"f{i}": i for i in range(9)})
+        many.join("a/1", train={})
 
 
 def test_too_few_workers_wait_and_too_many_are_kept_ready(tmp_path):
@@ -117,14 +144,14 @@ def test_too_few_workers_wait_and_too_many_are_kept_ready(tmp_path):
     run.members.node("a", [0, 1, 2])
     run.join("a/0")
     run.clock.advance(2 * PATIENCE)
-    assert run.seats("a/0") == {}
+    assert run.assignments("a/0") == {}
     run.join("a/1", "a/2")
-    assert run.seats(*THREE) == {"a/0": 0, "a/1": 1}
+    assert run.assignments(*THREE) == {"a/0": 0, "a/1": 1}
     assert not run.members.facts.get("change")  # the third would help nobody
     run.members.lost("a/0", "a", "killed")
     run.clock.advance(2 * PATIENCE)
     run.join("a/1")
-    assert run.seats("a/1", "a/2") == {"a/1": 1, "a/2": 0}
+    assert run.assignments("a/1", "a/2") == {"a/1": 1, "a/2": 0}
 
 
 def test_a_machine_whose_workers_never_took_part_leaves_without_ending_a_generation(run):
@@ -144,12 +171,12 @@ def test_a_node_joins_when_all_its_workers_are_there_and_leaves_between_steps(ru
     run.join("b/1")
     assert run.members.facts.get("change") and run.members.running
     run.join("a/0", "a/1")
-    assert run.seats("a/0", "a/1", "b/0", "b/1") == {"a/0": 0, "a/1": 1, "b/0": 2, "b/1": 3}
+    assert run.assignments("a/0", "a/1", "b/0", "b/1") == {"a/0": 0, "a/1": 1, "b/0": 2, "b/1": 3}
     run.members.node("a", [])
     assert run.members.facts.get("change") and run.members.running
     run.join("b/0", "b/1", "a/0", "a/1")
-    assert run.seats("b/0", "b/1") == {"b/0": 0, "b/1": 1}
-    assert run.members.seat("a/0", "a", 2) == {"released": True}
+    assert run.assignments("b/0", "b/1") == {"b/0": 0, "b/1": 1}
+    assert run.members.assignment("a/0", "a", 2) == {"released": True}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -157,18 +184,18 @@ def test_ranks_are_always_complete_and_nobody_is_in_two_places(tmp_path, seed):
     draw = random.Random(seed)
     run = Run(tmp_path / "drawn.db", usable=lambda workers: workers)
     run.members.node("a", list(range(4)))
-    lives = {f"a/{n}": "0" for n in range(4)}
+    incarnations = {f"a/{n}": "0" for n in range(4)}
     for turn in range(60):
-        name = draw.choice(sorted(lives))
+        name = draw.choice(sorted(incarnations))
         match draw.choice(["lost", "join", "join", "join", "late", "restart"]):
             case "lost":
-                run.members.lost(name, lives[name], "killed")
-                lives[name] = str(turn)
+                run.members.lost(name, incarnations[name], "killed")
+                incarnations[name] = str(turn)
             case "join":
-                run.join(name, life=lives[name])
+                run.join(name, incarnation=incarnations[name])
             case "late":
                 run.clock.advance(PATIENCE + 1)
-                run.members.seat(name, lives[name], 0)
+                run.members.assignment(name, incarnations[name], 0)
             case "restart":
                 run.open()
         members = run.members.members()

@@ -23,7 +23,7 @@ class Job:
     """A service's rows for some workers."""
 
     def __init__(self, path, balance=False):
-        self.path, self.balance, self.lives = path, balance, 0
+        self.path, self.balance, self.incarnations = path, balance, 0
         self.open()
         self.rows.membership.node("a", list(range(WORKERS)))
         self.begin()
@@ -36,12 +36,12 @@ class Job:
 
     def begin(self) -> None:
         """A generation of new processes."""
-        self.lives += 1
+        self.incarnations += 1
         for number in range(WORKERS):
-            self.rows.membership.join(f"a/{number}", str(self.lives), "1", 0, 1, "")
+            self.rows.membership.join(f"a/{number}", str(self.incarnations), {}, 0, 1, "")
 
     def lose(self) -> None:
-        self.rows.membership.lost("a/0", str(self.lives), "killed")
+        self.rows.membership.lost("a/0", str(self.incarnations), "killed")
         self.begin()
 
     @property

@@ -34,7 +34,7 @@ class Run:
             self("status", since=0, node=node)
             self("node", name=node, numbers=[0, 1])
         for name in WORKERS:
-            self("join", name=name, life=name, version="1", after=0, pid=1, started="")
+            self("join", name=name, incarnation=name, version={"luban": "1"}, after=0, pid=1, started="")
         self.beat()
 
     def __call__(self, operation: str, **fields):
@@ -42,7 +42,7 @@ class Run:
 
     def beat(self, *names: str, doing: str = "compute", for_seconds: float = 0.0):
         state = {"doing": doing, "for_seconds": for_seconds, "collectives": 0}
-        return [self("beat", name=n, life=n, generation=1, **state) for n in names or WORKERS]
+        return [self("beat", name=n, incarnation=n, generation=1, **state) for n in names or WORKERS]
 
     def said(self) -> list[str]:
         return [text for event in self("status", since=0, node="a")["events"] if (text := in_words(event))]
@@ -57,7 +57,7 @@ def test_members_are_told_when_their_generation_is_over(run):
     assert run.beat() == [{"current": True, "ended": None}] * 4
     run("publish", generation=1, key="store", value={"port": 1})
     assert run("published", generation=1, key="store") == {"port": 1}
-    run("lost", name="b/1", life="b/1", how="killed by SIGKILL")
+    run("lost", name="b/1", incarnation="b/1", how="killed by SIGKILL")
     assert not run.beat("a/0")[0]["current"]
     with pytest.raises(StaleGeneration):
         run("published", generation=1, key="store")
@@ -87,15 +87,15 @@ def test_a_machine_that_is_gone_is_told_from_a_lost_process_and_from_a_lost_agen
     assert run("status", since=0, node="a")["nodes"] == ["a"]
     assert "b fails: neither its agent nor its workers send heartbeats" in run.said()
     for name in ("a/0", "a/1"):
-        run("join", name=name, life=name, version="1", after=1, pid=1, started="")
-    assert run("seat", name="a/1", life="a/1", after=1)["workers"] == ["a/0", "a/1"]
+        run("join", name=name, incarnation=name, version={"luban": "1"}, after=1, pid=1, started="")
+    assert run("assignment", name="a/1", incarnation="a/1", after=1)["workers"] == ["a/0", "a/1"]
 
 
 def test_a_machine_whose_workers_fail_again_and_again_is_named(run):
     for _ in range(MOST_FAILURES):
-        run("lost", name="b/0", life="b/0", how="exit code 1")
+        run("lost", name="b/0", incarnation="b/0", how="exit code 1")
     assert run("status", since=0, node="b")["failing"] == ["b"]
-    run("lost", name="a/0", life="a/0", how="exit code 1")
+    run("lost", name="a/0", incarnation="a/0", how="exit code 1")
     assert run("status", since=0, node="b")["failing"] == []
     run.clock.advance(FAILURE_SECONDS)
     assert run("status", since=0, node="b")["failing"] == []
@@ -107,7 +107,7 @@ def test_a_straggler_is_said_once(run):
         for rank, name in enumerate(WORKERS):
             seconds = 2.0 if name == "b/0" else 1.0
             report = {"generation": 1, "step": step, "rank": rank, "seconds": seconds, "ledger": {"compute": seconds}}
-            run("done", name=name, life=name, **report)
+            run("done", name=name, incarnation=name, **report)
     assert run.said().count("worker b/0 is slow: its steps take 2.0 times those of the others") == 1
     assert run("figures")["stragglers"] == ["b/0"]
 
@@ -122,7 +122,9 @@ def test_the_first_end_counts_and_a_new_session_begins_where_nobody_is_left(run)
     run("begin", node="c")
     found = run("status", since=0)
     assert not found["ended"] and not found["nodes"] and not found["generation"]
-    run("join", name="c/0", life="c", version="2", after=0, pid=1, started="")  # any version may begin
+    run(
+        "join", name="c/0", incarnation="c", version={"luban": "2"}, after=0, pid=1, started=""
+    )  # any version may begin
 
 
 def test_machines_that_start_together_keep_each_others_workers(run):
@@ -147,8 +149,8 @@ def test_machines_that_start_together_keep_each_others_workers(run):
 def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
     report = {"generation": 1, "step": 0, "rank": 0, "seconds": 1.0, "ledger": {"compute": 5.0}}
     run("lease", generation=1, step=0, rows=8, pieces=1)
-    run("done", name="a/0", life="a/0", **report)
-    run("lost", name="a/0", life="a/0", how="killed")
+    run("done", name="a/0", incarnation="a/0", **report)
+    run("lost", name="a/0", incarnation="a/0", how="killed")
     assert run("figures")["lost_workers"] == 1 and run("figures")["goodput"]["wall"] == 5
     run("run_begins")
     found = run("figures")

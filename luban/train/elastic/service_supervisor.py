@@ -30,7 +30,7 @@ def start_process(words: Sequence[str], environment: Mapping[str, str]) -> subpr
     )
 
 
-class ServiceKeeper:
+class ServiceSupervisor:
     """Asks the service of a run, and starts it where there is none.
 
     Args:

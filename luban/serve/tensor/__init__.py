@@ -1,0 +1,1 @@
+"""One model served by several processes, by the placements that training's tensor parallelism uses."""
