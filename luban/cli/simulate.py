@@ -33,7 +33,7 @@ A scenario with tables [compare."name"] is run once with what each of them chang
 Examples:
   luban simulate --list
   luban simulate incast --out runs/incast
-  luban simulate incast --transport.type dctcp --workload.senders 40 --json
+  luban simulate incast --transport.type dctcp --topology.hosts 41 --json
   luban simulate incast --mode fluid
   luban simulate infiniband_and_roce
   luban simulate training_step --help        # every field of this scenario

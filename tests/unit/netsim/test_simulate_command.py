@@ -5,6 +5,7 @@ import json
 import pytest
 
 from luban.cli.main import main
+from luban.cli.simulate import USAGE
 from luban.core.config import from_dict, load_toml
 from luban.netsim import SHIPPED
 from luban.netsim.comparison import variants
@@ -139,6 +140,23 @@ def test_shipped_scenarios_run_in_small(name, capsys):
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["packets_delivered"] > 0 and found["drops"] == 0
+
+
+def test_the_examples_of_the_help_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    examples = [line.split("#")[0].split() for line in USAGE.splitlines() if line.startswith("  luban simulate incast")]
+    assert len(examples) == 3
+    for words in examples:
+        assert main([*words[1:], "--workload.bytes", "20000"]) == 0
+    printed = capsys.readouterr().out
+    assert "16 of 16 finished" in printed and '"flows_finished": 40' in printed
+
+
+def test_the_defaults_of_star_and_incast_go_together(tmp_path, capsys):
+    path = tmp_path / "least.toml"
+    path.write_text('topology = { type = "star" }\nworkload = { type = "incast", bytes = 1000 }\n')
+    assert main(["simulate", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["flows_finished"] == 15
 
 
 @pytest.mark.parametrize(
