@@ -14,7 +14,7 @@ from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
 from luban.core.errors import UsageError, nearest
 from luban.core.jsonl import write_rows
 from luban.core.log import print_result, say
-from luban.core.units import bytes_, count, fine_seconds
+from luban.core.units import bytes_, count, fine_seconds, rate
 from luban.core.whole_directory import require_vacant, whole_directory
 from luban.netsim import SHIPPED
 
@@ -27,7 +27,7 @@ USAGE = """usage: luban simulate FILE.toml|SCENARIO [--out DIR] [--json] [--sect
        luban simulate --list
 
 How long flows, collectives and training steps take on a cluster network, under which congestion control.
---out DIR gets summary.json, flows.jsonl, ports.jsonl, queues.jsonl, scenario.toml and report.html with the pictures.
+--out DIR gets summary.json, flows.jsonl, ports.jsonl, scenario.toml, report.html with the pictures, and from packets queues.jsonl.
 A scenario with tables [compare."name"] is run once with what each of them changes; the result is a table of all.
 
 Examples:
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     if len(scenarios) > 1:
         return _compare(scenarios, title, out, "json" in flags)
     if scenario.mode == "fluid":
-        return _fluid(scenario, out, "json" in flags)
+        return _fluid(scenario, title, out, "json" in flags)
     return _packets(scenario, title, out, "json" in flags)
 
 
@@ -132,7 +132,7 @@ def _compare(scenarios: dict[str, Scenario], title: str, out: Path | None, as_js
 
     if any(scenario.mode == "fluid" for scenario in scenarios.values()):
         raise UsageError("variants of a scenario are compared packet by packet: leave --mode at packet")
-    results, rows, code = {}, {}, 0
+    results, rows, code = {}, dict.fromkeys(scenarios), 0
     for name, scenario in scenarios.items():
         outcome, simulation, found = _simulated(scenario)
         results[name], rows[name] = (scenario, simulation, found), row(simulation, found)
@@ -162,15 +162,19 @@ def _simulated(scenario: Scenario) -> tuple[Outcome, Simulation, dict[str, Any]]
 
 def _write(folder: Path, scenario: Scenario, title: str, simulation: Simulation, found: dict[str, Any]) -> None:
     """Everything that is known of a simulation."""
-    from luban.netsim.results import flow_rows, port_rows, queue_rows
-    from luban.report.network import write_page
+    from luban.netsim.results import flow_rows, port_rows, queue_rows, span
+    from luban.report.network import packet_pictures, write_page
 
-    (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
+    _write_summary(folder, scenario, found)
     write_rows(folder / "flows.jsonl", flow_rows(simulation))
-    write_rows(folder / "ports.jsonl", port_rows(simulation, found["completion_seconds"]))
+    write_rows(folder / "ports.jsonl", port_rows(simulation, span(found)))
     write_rows(folder / "queues.jsonl", queue_rows(simulation))
-    write_page(simulation, found, title, folder / "report.html")
+    write_page(packet_pictures(simulation, found), found, title, folder / "report.html")
+
+
+def _write_summary(folder: Path, scenario: Scenario, found: dict[str, Any]) -> None:
+    (folder / "summary.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
 
 
 def _exit_code(outcome: Outcome) -> int:
@@ -190,27 +194,32 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
-def _fluid(scenario: Scenario, out: Path | None, as_json: bool) -> int:
-    from luban.netsim.results import fluid_flow_rows, fluid_summary
-    from luban.netsim.scenario import fluid_outcome
+def _fluid(scenario: Scenario, title: str, out: Path | None, as_json: bool) -> int:
+    """What fluid mode knows: flows, and what links carried."""
+    from luban.netsim.results import fluid_flow_rows, fluid_port_rows, fluid_summary, span
+    from luban.netsim.scenario import fluid_run
+    from luban.report.network import fluid_pictures, write_page
 
-    flows, outcome = fluid_outcome(scenario, show=True)
-    found = fluid_summary(flows, outcome)
+    found_run = fluid_run(scenario, show=True)
+    found = fluid_summary(found_run)
     if out is not None:
         with whole_directory(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            (folder / "scenario.toml").write_text(to_toml(to_dict(scenario)), encoding="utf-8")
-            write_rows(folder / "flows.jsonl", fluid_flow_rows(flows, outcome))
-    print_result(json.dumps(found, indent=2) if as_json else "\n".join(_lines(scenario.title or "fluid", found)))
-    return _interrupted() if outcome.interrupted else 0
+            _write_summary(folder, scenario, found)
+            write_rows(folder / "flows.jsonl", fluid_flow_rows(found_run))
+            write_rows(folder / "ports.jsonl", fluid_port_rows(found_run, span(found)))
+            write_page(fluid_pictures(found_run, found), found, title, folder / "report.html")
+    print_result(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(title, found)))
+    if out is not None and not as_json:
+        print_result(f"{out}/report.html")
+    return _interrupted() if found_run.outcome.interrupted else 0
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
-    lines = [title, f"  completion            {fine_seconds(found['completion_seconds'])}"]
-    lines.append(f"  goodput               {found['goodput_gbps']:.4g} Gb/s of all flows together")
-    lines.append(f"  flows                 {found.get('flows_finished', found['flows'])} of {found['flows']} finished")
+    lines = [title, f"  completion            {_completion(found)}"]
+    lines.append(f"  goodput               {rate(found['goodput_gbps'])} of all flows together")
+    lines.append(f"  flows                 {found['flows_finished']} of {found['flows']} finished")
     for name, times in [("all flows", found["flow_seconds"]), *found.get("by_label", {}).items()]:
-        if times:
+        if "mean" in times:
             shown = "  ".join(f"{key} {fine_seconds(times[key])}" for key in ("mean", "p50", "p99", "max"))
             lines.append(f"  {name:<22}{shown}")
     for port, queue in list(found.get("queue_bytes", {}).items())[:4]:
@@ -230,6 +239,12 @@ def _lines(title: str, found: dict[str, Any]) -> list[str]:
             f"{found['seconds']:.2f} s ({count(found['events_per_second'])} events/s); ended because {found['reason']}"
         )
     return lines
+
+
+def _completion(found: dict[str, Any]) -> str:
+    if found["completion_seconds"] is not None:
+        return fine_seconds(found["completion_seconds"])
+    return f"not complete ({found['flows_finished']} of {found['flows']} flows)"
 
 
 def _share(value: float | None) -> str:

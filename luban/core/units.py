@@ -48,6 +48,14 @@ def fine_seconds(s: float) -> str:
     return f"{s * 1e9:.4g} ns"
 
 
+def rate(gbps: float) -> str:
+    """85.24 → '85.24 Gb/s', 112300 → '112.3 Tb/s'."""
+    for size, unit in ((1e6, "Pb/s"), (1e3, "Tb/s"), (1.0, "Gb/s")):
+        if gbps >= size:
+            return f"{gbps / size:.4g} {unit}"
+    return f"{gbps * 1e3:.4g} Mb/s"
+
+
 def share_or_size(name: str, text: str) -> tuple[float | None, float | None]:
     """A share as a fraction, or a size in bytes; the other is None: '50%' → (0.5, None), '2GB' → (None, 2e9).
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from luban.netsim.flows import Flow
+from luban.netsim.scenario import FluidRun
 from luban.netsim.simulation import Outcome, Simulation
-
-if TYPE_CHECKING:
-    from luban.netsim.fluid_flows import FluidOutcome
 
 PERCENTILES = (50, 90, 95, 99, 100)
 
 
 def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
     """Completion times, goodput, queues, losses, and what the run itself cost. Figures are of the whole run; queues and use of the
-    watched ports are also given of the second half of the samples, when long flows have settled."""
+    watched ports are also given of the second half of the samples, when long flows have settled. `completion_seconds` is None where
+    a flow hasn't finished; goodput and use are then over the time that was simulated."""
     rows, ports = simulation.state.flows, simulation.state.ports
     sends = np.array([flow.duration is None for flow in simulation.flows])
     times, queues, _ = simulation.samples()
-    finished = float(np.nanmax(simulation.finish_times())) if (rows["finish"] >= 0).any() else outcome.simulated
+    finished = simulation.makespan() if outcome.complete else None
+    span = outcome.simulated if finished is None else finished
     half = len(times) // 2
     busiest = int(np.argmax(ports["tx_bytes"] / ports["rate"]))
     return {
@@ -34,7 +34,7 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "flows": int(sends.sum()),
         "flows_finished": int((sends & (rows["finish"] >= 0)).sum()),
         "bytes_received": int(rows["received"].sum()),
-        "goodput_gbps": float(rows["received"].sum()) * 8 / finished / 1e9 if finished else 0.0,
+        "goodput_gbps": float(rows["received"].sum()) * 8 / span / 1e9 if span else 0.0,
         "flow_seconds": _percentiles(simulation.completion_times()[sends]),
         "by_label": _by_label(simulation.flows, simulation.completion_times(), simulation.finish_times()),
         "queue_bytes": _of_watched(simulation, lambda i: _percentiles(queues[:, i, 0])),
@@ -45,9 +45,9 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         },
         "use": _of_watched(simulation, lambda i: _use(simulation, i, 0)),
         "busiest_port": simulation.network.port_name(busiest),
-        "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * finished))
-        if finished
-        else 0,
+        "busiest_port_use": float(ports["tx_bytes"][busiest] * 8 / (ports["rate"][busiest] * 1e6 * span))
+        if span
+        else 0.0,
         "longest_queue_bytes": int(_of_switches(simulation, "max_queue").max(initial=0)),
         "drops": int(ports["drops"].sum()),
         "marks": int(ports["marks"].sum()),
@@ -62,6 +62,11 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "events_per_second": outcome.events / outcome.seconds if outcome.seconds else 0.0,
     }
+
+
+def span(found: dict[str, Any]) -> float:
+    """Seconds that rates and shares of a summary are over: until the last flow had arrived, or all that was simulated."""
+    return found["simulated_seconds"] if found["completion_seconds"] is None else found["completion_seconds"]
 
 
 def _of_watched(simulation: Simulation, figure: Callable[[int], Any]) -> dict[str, Any]:
@@ -97,7 +102,8 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
 
 
 def _by_label(flows: Sequence[Flow], times: np.ndarray, ends: np.ndarray) -> dict[str, Any]:
-    """Completion times of the flows of each label, where there are several, and when the last of them ended."""
+    """Completion times of the flows of each label, where there are several, how many there are and have finished, and when the
+    last of them ended: None where one has not."""
     labels = [flow.label if flow.duration is None else "" for flow in flows]
     names = list(dict.fromkeys(name for name in labels if name))
     if not 2 <= len(names) <= 20:
@@ -105,9 +111,9 @@ def _by_label(flows: Sequence[Flow], times: np.ndarray, ends: np.ndarray) -> dic
     found = {}
     for name in names:
         chosen = [i for i, label in enumerate(labels) if label == name]
-        found[name] = _percentiles(times[chosen])
-        if found[name]:
-            found[name]["end"] = float(np.nanmax(ends[chosen]))
+        done = int((~np.isnan(ends[chosen])).sum())
+        end = float(ends[chosen].max()) if done == len(chosen) else None
+        found[name] = {**_percentiles(times[chosen]), "end": end, "flows": len(chosen), "flows_finished": done}
     return found
 
 
@@ -147,11 +153,12 @@ def ideal_seconds(simulation: Simulation, i: int) -> float:
 
 
 def port_rows(simulation: Simulation, seconds: float) -> Iterator[dict[str, Any]]:
-    """One object a port that sent anything."""
+    """One object a port that sent anything; `link` is the number that `run.fail_links` and `topology.failed_links` take."""
     for i, row in enumerate(simulation.state.ports):
         if row["tx_bytes"]:
             yield {
                 "port": simulation.network.port_name(i),
+                "link": i >> 1,
                 "gbps": int(row["rate"]) / 1000,
                 "bytes": int(row["tx_bytes"]),
                 "use": float(row["tx_bytes"]) * 8 / (float(row["rate"]) * 1e6 * seconds) if seconds else 0.0,
@@ -171,36 +178,51 @@ def queue_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
         yield {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
 
 
-def fluid_completion_times(flows: Sequence[Flow], outcome: FluidOutcome) -> np.ndarray:
+def fluid_completion_times(run: FluidRun) -> np.ndarray:
     """As `Simulation.completion_times`, of fluid mode: seconds, (flows,)."""
-    since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(flows)], np.int64)
-    return outcome.finish - outcome.began[since]
+    since = np.array([i if flow.since is None else flow.since for i, flow in enumerate(run.flows)], np.int64)
+    return run.outcome.finish - run.outcome.began[since]
 
 
-def fluid_summary(flows: Sequence[Flow], outcome: FluidOutcome) -> dict[str, Any]:
+def fluid_summary(run: FluidRun) -> dict[str, Any]:
     """The same of fluid mode, as far as it goes."""
+    flows, outcome = run.flows, run.outcome
     sends = np.array([flow.duration is None for flow in flows])
-    times, done = fluid_completion_times(flows, outcome), ~np.isnan(outcome.finish)
-    finished = float(outcome.finish[done].max(initial=0.0))
+    times, done = fluid_completion_times(run), ~np.isnan(outcome.finish)
+    simulated = float(np.nanmax([outcome.began, outcome.finish], initial=0.0))
     total = sum(flow.size for flow, arrived in zip(flows, done.tolist(), strict=True) if arrived)
     return {
-        "complete": not outcome.interrupted,
+        "complete": bool(done.all()),
         "reason": "interrupted" if outcome.interrupted else "finished",
-        "completion_seconds": finished,
+        "simulated_seconds": simulated,
+        "completion_seconds": simulated if done.all() else None,
         "flows": int(sends.sum()),
         "flows_finished": int((sends & done).sum()),
-        "goodput_gbps": total * 8 / finished / 1e9 if finished else 0.0,
+        "goodput_gbps": total * 8 / simulated / 1e9 if simulated else 0.0,
         "flow_seconds": _percentiles(times[sends]),
         "by_label": _by_label(flows, times, outcome.finish),
         "solutions": outcome.solutions,
     }
 
 
-def fluid_flow_rows(flows: Sequence[Flow], outcome: FluidOutcome) -> Iterator[dict[str, Any]]:
+def fluid_flow_rows(run: FluidRun) -> Iterator[dict[str, Any]]:
     """One object a flow, of fluid mode."""
-    times = fluid_completion_times(flows, outcome)
-    for i, flow in enumerate(flows):
+    times = fluid_completion_times(run)
+    for i, flow in enumerate(run.flows):
         if flow.duration is None:
-            began, seconds = (None if np.isnan(x) else float(x) for x in (outcome.began[i], times[i]))
+            began, seconds = (None if np.isnan(x) else float(x) for x in (run.outcome.began[i], times[i]))
             about = {"flow": i, "from": flow.src, "to": flow.dst, "bytes": flow.size, "label": flow.label}
             yield {**about, "start_seconds": began, "seconds": seconds}
+
+
+def fluid_port_rows(run: FluidRun, seconds: float) -> Iterator[dict[str, Any]]:
+    """One object a port that carried a flow which has finished."""
+    for port in np.flatnonzero(run.carried).tolist():
+        rate = run.network.links[port >> 1].rate
+        yield {
+            "port": run.network.port_name(port),
+            "link": port >> 1,
+            "gbps": rate / 1000,
+            "bytes": round(float(run.carried[port])),
+            "use": float(run.carried[port]) * 8 / (rate * 1e6 * seconds) if seconds else 0.0,
+        }

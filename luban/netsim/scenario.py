@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 from luban.netsim.congestion.base import Transport
@@ -110,7 +112,17 @@ class Scenario:
         return network.port_between(network.names.index(a), network.names.index(b))
 
 
-def fluid_outcome(scenario: Scenario, show: bool = False) -> tuple[list[Flow], FluidOutcome]:
+@dataclass(frozen=True)
+class FluidRun:
+    """What fluid mode has run, and what came out."""
+
+    network: Network
+    flows: list[Flow]
+    outcome: FluidOutcome
+    carried: np.ndarray  # (ports,) bytes of the flows that have finished
+
+
+def fluid_run(scenario: Scenario, show: bool = False) -> FluidRun:
     """The scenario's flows at max-min fair rates. A flow whose packets take several paths loads each of them alike, and weights
     count where the transport shares by them; traffic classes, buffers and congestion control aren't there.
 
@@ -132,4 +144,9 @@ def fluid_outcome(scenario: Scenario, show: bool = False) -> tuple[list[Flow], F
     paths, first, counts = flow_paths(network, scenario.transport, flows, segments, scenario.run.seed)
     each = [paths[a : a + n] for a, n in zip(first.tolist(), counts.tolist(), strict=True)]
     weighted = scenario.transport.shares_by_weight
-    return flows, fluid_times(network, each, flows, weighted=weighted, show=show)
+    outcome = fluid_times(network, each, flows, weighted=weighted, show=show)
+    carried = np.zeros(2 * len(network.links))
+    for flow, routes, finish in zip(flows, each, outcome.finish.tolist(), strict=True):
+        for route in routes:
+            np.add.at(carried, list(route), 0.0 if np.isnan(finish) else flow.size / len(routes))
+    return FluidRun(network, flows, outcome, carried)

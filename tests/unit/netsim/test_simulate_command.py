@@ -1,7 +1,9 @@
 """`luban simulate` through the real command line."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from luban.cli.main import main
@@ -9,7 +11,10 @@ from luban.cli.simulate import USAGE
 from luban.core.config import from_dict, load_toml
 from luban.netsim import SHIPPED
 from luban.netsim.comparison import variants
+from luban.netsim.engine import loop
 from luban.netsim.scenario import Scenario
+from luban.netsim.topology.x_man import XMan
+from luban.report.network import slowdown_chart, topology_picture
 
 SMALL = """
 title = "two hosts"
@@ -231,3 +236,83 @@ def test_help_of_a_scenario_has_the_fields_of_its_parts(capsys):
     assert main(["simulate", "training_step", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--workload.layer_bytes" in shown and "--topology.gpus" in shown and "training_step has them" in shown
+
+
+CUT_OFF = ["--run.fail_links", "1", "--run.fail_at_us", "2"]
+
+
+def test_a_run_that_is_not_complete_has_no_completion(scenario, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["simulate", str(scenario), "--out", str(out), *CUT_OFF]) == 1
+    assert "completion            not complete (1 of 2 flows)" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["completion_seconds"] is None and not summary["complete"]
+    # Goodput and use are over what was simulated, so that every port's share is one.
+    received = summary["bytes_received"]
+    assert summary["goodput_gbps"] == pytest.approx(received * 8 / summary["simulated_seconds"] / 1e9)
+    ports = [json.loads(line) for line in (out / "ports.jsonl").read_text().splitlines()]
+    assert ports and all(0 < port["use"] <= 1 for port in ports)
+    # A run whose time is over before any flow has finished.
+    assert main(["simulate", str(scenario), "--run.until_us", "3"]) == 0
+    assert "not complete (0 of 2 flows)" in capsys.readouterr().out
+
+
+def test_a_cut_off_row_of_a_comparison_says_so(scenario, tmp_path, capsys):
+    scenario.write_text(
+        scenario.read_text()
+        + '[compare.whole]\nrun.seed = 1\n[compare."a link fails"]\nrun.fail_links = [1]\nrun.fail_at_us = 2.0\n'
+    )
+    assert main(["simulate", str(scenario), "--out", str(tmp_path / "out")]) == 1
+    lines = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert "not complete (1 of 2 flows): no working path" in lines["a link fails"]
+    assert "not complete" not in lines["whole"]
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert rows["whole"]["complete"] and rows["whole"]["ends"] > 0
+    assert rows["a link fails"]["ends"] is None and not rows["a link fails"]["complete"]
+
+
+def test_a_comparison_that_is_interrupted_names_what_was_not_run(scenario, monkeypatch, capsys):
+    scenario.write_text(scenario.read_text() + "[compare.one]\nrun.seed = 1\n[compare.two]\nrun.seed = 2\n")
+    calls = []
+
+    def interrupted(world, until, most):
+        calls.append(most)
+        if most:
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(loop, "advance", interrupted)
+    monkeypatch.setattr("luban.netsim.simulation.is_cached", lambda function: True)
+    assert main(["simulate", str(scenario)]) == 130
+    out = capsys.readouterr().out
+    assert "not complete (0 of 2 flows): interrupted" in out and "not run" in out and len(calls) == 2
+
+
+def test_fluid_mode_writes_its_page_and_ports(scenario, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["simulate", str(scenario), "--mode", "fluid", "--out", str(out)]) == 0
+    assert f"{out}/report.html" in capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    assert names == {"summary.json", "scenario.toml", "flows.jsonl", "ports.jsonl", "report.html"}
+    ports = {row["port"]: row for row in map(json.loads, (out / "ports.jsonl").read_text().splitlines())}
+    assert {name: row["bytes"] for name, row in ports.items()} == {
+        "switch→host0": 200_000,
+        "host1→switch": 100_000,
+        "host2→switch": 100_000,
+    }
+    assert ports["host2→switch"]["link"] == 2 and ports["switch→host0"]["use"] == pytest.approx(16 / 18, rel=1e-6)
+    page = (out / "report.html").read_text()
+    assert "Topology" in page and "Flow completion times" in page and "Queues" not in page
+
+
+def test_links_within_a_row_are_arcs_and_few_sizes_a_table():
+    """Of X-MAN's mesh no two links are drawn over each other; two sizes have no curve between them."""
+    network = XMan(servers=1).network()
+    picture = topology_picture(network, np.zeros(2 * len(network.links)), 0.0)
+    paths = re.findall(r'd="(M[^"]+)"', picture)
+    assert len(paths) == len(set(paths)) == len(network.links)
+    assert sum("Q" in path for path in paths) == 16  # two halves of six links and four between twins
+    flows = [{"bytes": size, "slowdown": 1.0 + i / 100} for i in range(150) for size in (1000, 2000)]
+    table = slowdown_chart(flows)
+    assert "<svg" not in table and "<td>1 kB</td><td>150</td><td>1.75</td>" in table
+    assert "<svg" in slowdown_chart([{**row, "bytes": row["bytes"] + i} for i, row in enumerate(flows)])
