@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from luban.core.pipeline_order import Action
 from luban.objectives.base import LossModule
 from luban.parallel.micro_batches import MicroBatch, Totals
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.stages import run_stage
-from luban.planner.pipeline.base import Action
 
 Change = Callable[[Mapping[str, Tensor]], Tensor]  # update by gradients; returns their norm
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from luban.core.pipeline_order import Action
 from luban.objectives.base import LossOutput
 from luban.parallel.channels import Channels
 from luban.parallel.compile import LossFunction
@@ -22,7 +23,6 @@ from luban.parallel.precision import MixedPrecisionParams
 from luban.parallel.split_backward import WeightPass, input_gradients
 from luban.parallel.stages import Boundary, leaves
 from luban.parallel.world import World
-from luban.planner.pipeline.base import Action
 from luban.planner.pipeline.tables import table_of
 
 if TYPE_CHECKING:

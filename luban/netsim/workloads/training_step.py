@@ -4,24 +4,28 @@ Ranks are placed as `ParallelPlan` places processes: tensor and context next to 
 Per micro-batch and layer: two tensor-parallel all-reduces forward and two backward; under ZeRO 3 its weights are gathered before
 both passes, one layer ahead. Between stages: activations and gradients of their boundary. After a layer's last backward pass, while
 earlier layers still compute: its gradients, summed over replicas, or scattered over shards and then summed over their copies; under
-ZeRO 1 and 2 the updated weights are gathered behind them. All forward passes of a step come before its backward passes (GPipe; 1F1B
-takes as long).
+ZeRO 1 and 2 the updated weights are gathered behind them. A stage works in the order of the plan's schedule: GPipe's, all forward passes
+first, or 1F1B's; either way a message between stages is on its way while its sender computes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from luban.core.errors import ConfigError
+from luban.core.pipeline_order import Action, one_forward_one_backward
 from luban.core.plan import AXES, ParallelPlan
 from luban.netsim.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from luban.netsim.collectives.schedule import Schedule
 from luban.netsim.flows import Flow, at_microseconds
 from luban.netsim.topology.network import Network
 from luban.netsim.workloads.base import Workload
+
+# fields of a plan that a step here depends on
+SIMULATED = ("replicate", "shard", "zero", "tensor", "context", "pipeline", "microbatches", "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +48,21 @@ class TrainingStep(Workload):
         plan, hosts = self.plan, len(network.hosts)
         if plan.processes > hosts:
             raise ConfigError(f"workload.plan needs {plan.processes} devices, and the cluster has {hosts}")
-        if plan.stage_layers:
-            raise ConfigError("workload.plan: stage_layers are not simulated; all stages have as many layers")
-        if plan.expert > 1 or (plan.pipeline > 1 and plan.schedule not in ("gpipe", "1f1b")):
-            what = "expert" if plan.expert > 1 else f"schedule {plan.schedule}"
+        if plan.schedule not in ("gpipe", "1f1b"):
+            raise ConfigError(f"workload.plan.schedule {plan.schedule} is not simulated: use gpipe or 1f1b")
+        for other in fields(plan):
+            given = getattr(plan, other.name)
+            if other.name not in SIMULATED and given != getattr(ParallelPlan(), other.name):
+                raise ConfigError(
+                    f"workload.plan.{other.name} {given} is not simulated, only {', '.join(SIMULATED)}: leave it out"
+                )
+        if not -1 <= self.slow_rank < plan.processes or self.slow_factor <= 0:
             raise ConfigError(
-                f"workload.plan: {what} is not simulated; layers are alike, and the schedule is gpipe or 1f1b"
+                f"workload.slow_rank {self.slow_rank} must be one of the plan's ranks, 0 to {plan.processes - 1}, or -1 for none, and "
+                f"workload.slow_factor {self.slow_factor:g} above 0"
             )
+        if self.bucket_layers < 1:
+            raise ConfigError(f"workload.bucket_layers must be at least 1, {self.bucket_layers} given")
         if self.layers % plan.pipeline or self.layers < 1:
             raise ConfigError(
                 f"workload.layers {self.layers} must be a multiple of the {plan.pipeline} pipeline stages"
@@ -68,21 +80,35 @@ class _Step:
         self.before: list[list[int]] = [[] for _ in range(schedule.ranks)]  # what its last one waited for
         self.reducing: list[list[int]] = [[] for _ in range(schedule.ranks)]  # the last message about gradients
         self.gathering: list[list[int]] = [[] for _ in range(schedule.ranks)]  # the last gathered weights
+        self.handed: dict[Action, dict[int, int]] = {}  # the message that each rank needs for a pass over a stage
 
     def build(self) -> list[Flow]:
-        """GPipe's order: all forward passes, then all backward passes."""
-        plan, layers = self.plan, self.config.layers // self.plan.pipeline
-        for direction in ("forward", "backward"):
-            stages = range(plan.pipeline) if direction == "forward" else range(plan.pipeline - 1, -1, -1)
-            for micro in range(plan.microbatches):
-                for stage in stages:
-                    for layer in range(layers):
-                        self._layer(stage, direction)
-                        final = direction == "backward" and micro == plan.microbatches - 1
-                        if final and ((layer + 1) % self.config.bucket_layers == 0 or layer == layers - 1):
-                            self._reduce_gradients(stage, layer % self.config.bucket_layers + 1)
-                    self._hand_on(stage, 1 if direction == "forward" else -1)
+        """Each stage's passes in its order, as soon as what they need is on its way."""
+        pipeline, micro = self.plan.pipeline, self.plan.microbatches
+        warmups = [micro if self.plan.schedule == "gpipe" else pipeline - 1 - stage for stage in range(pipeline)]
+        orders = [one_forward_one_backward(stage, micro, warmup)[::-1] for stage, warmup in enumerate(warmups)]
+        while any(orders):
+            for order in orders:
+                while order and self._can_start(order[-1]):
+                    self._pass(order.pop())
         return self.schedule.flows
+
+    def _can_start(self, action: Action) -> bool:
+        """Whether the message that a pass needs is among the flows; a stage's own passes are in order anyway."""
+        first = 0 if action.kind == "F" else self.plan.pipeline - 1
+        return action.stage == first or action in self.handed
+
+    def _pass(self, action: Action) -> None:
+        """A micro-batch forward or backward through the layers of a stage."""
+        layers, final = self.config.layers // self.plan.pipeline, action.micro_batch == self.plan.microbatches - 1
+        for rank, message in self.handed.get(action, {}).items():
+            self.last[rank] = [*self.last[rank], message]
+        for layer in range(layers):
+            self._layer(action.stage, action.kind)
+            bucket = layer % self.config.bucket_layers + 1
+            if action.kind == "B" and final and (bucket == self.config.bucket_layers or layer == layers - 1):
+                self._reduce_gradients(action.stage, bucket)
+        self._hand_on(action)
 
     def _ranks(self, stage: int) -> list[int]:
         return [r for r in range(self.schedule.ranks) if self.plan.place(r)["pipeline"] == stage]
@@ -95,9 +121,9 @@ class _Step:
             groups.setdefault(tuple(place[a] for a in AXES if a not in axes), []).append(rank)
         return list(groups.values())
 
-    def _layer(self, stage: int, direction: str) -> None:
+    def _layer(self, stage: int, kind: str) -> None:
         config = self.config
-        time = config.forward_us if direction == "forward" else config.backward_us
+        time = config.forward_us if kind == "F" else config.backward_us
         divided = time / (self.plan.tensor * self.plan.context)
         if self.plan.shard > 1 and self.plan.zero == 3:
             self._gather_weights(stage)
@@ -157,12 +183,14 @@ class _Step:
         for rank, touched in zip(group, self.schedule.extend(inner, before, inner.hosts), strict=True):
             chain[rank] = touched[-2:]  # what it sends and what it receives in the last step
 
-    def _hand_on(self, stage: int, step: int) -> None:
+    def _hand_on(self, action: Action) -> None:
         """Activations to the next stage, or gradients to the one before."""
-        if not 0 <= stage + step < self.plan.pipeline:
+        after = action._replace(stage=action.stage + (1 if action.kind == "F" else -1))
+        if not 0 <= after.stage < self.plan.pipeline:
             return
         size = self.config.activation_bytes // (self.plan.tensor * self.plan.context)
-        for rank, other in zip(self._ranks(stage), self._ranks(stage + step), strict=True):
+        self.handed[after] = {}
+        for rank, other in zip(self._ranks(action.stage), self._ranks(after.stage), strict=True):
             sent = self.schedule.send(rank, other, size, self.last[rank])
             self.schedule.flows[sent].label = "pipeline"
-            self.last[other] = [*self.last[other], sent]
+            self.handed[after][other] = sent

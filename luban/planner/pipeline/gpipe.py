@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luban.planner.pipeline.base import Action, Table
+from luban.core.pipeline_order import Action, Table
 
 
 def gpipe(processes: int, micro_batches: int) -> Table:

@@ -4,7 +4,7 @@ times the communication: (P − 1)/(v·M) of the ideal time."""
 from __future__ import annotations
 
 from luban.core.errors import ConfigError
-from luban.planner.pipeline.base import Action, Table
+from luban.core.pipeline_order import Action, Table
 
 
 def interleaved(processes: int, micro_batches: int, stages_each: int) -> Table:

@@ -3,7 +3,7 @@ process p stashes at most P − p inputs."""
 
 from __future__ import annotations
 
-from luban.planner.pipeline.base import Table, one_forward_one_backward
+from luban.core.pipeline_order import Table, one_forward_one_backward
 
 
 def flushed(processes: int, micro_batches: int) -> Table:

@@ -4,7 +4,7 @@ its forward pass has seen, of which a process keeps up to P − p versions."""
 
 from __future__ import annotations
 
-from luban.planner.pipeline.base import Table, one_forward_one_backward
+from luban.core.pipeline_order import Table, one_forward_one_backward
 
 
 def pipedream(processes: int, micro_batches: int) -> Table:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from luban.core.pipeline_order import Table
 from luban.core.plan import ParallelPlan
-from luban.planner.pipeline.base import Table
 from luban.planner.pipeline.gpipe import gpipe
 from luban.planner.pipeline.interleaved import interleaved
 from luban.planner.pipeline.one_forward_one_backward import flushed

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from luban.planner.pipeline.base import Action, Kind, Table
+from luban.core.pipeline_order import Action, Kind, Table
 
 UNITS: Mapping[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}  # time of each kind of action
 CELL = 3  # characters of a picture a unit of time

@@ -4,7 +4,7 @@ needs, in every process; a third of its bubble."""
 
 from __future__ import annotations
 
-from luban.planner.pipeline.base import Action, Table, one_forward_one_backward
+from luban.core.pipeline_order import Action, Table, one_forward_one_backward
 
 
 def zero_bubble(processes: int, micro_batches: int) -> Table:

@@ -1,6 +1,8 @@
 """Collectives against their closed forms, and what each of their flows carries."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from luban.netsim.topology.rails import Rails
 from luban.netsim.topology.torus import Torus
 from luban.netsim.workloads.collective import Collective
 from luban.netsim.workloads.training_step import TrainingStep
+from luban.planner.pipeline.tables import table_of
+from luban.planner.pipeline.timeline import timeline
 
 BYTE = 8 / 100e9  # seconds at 100 Gb/s
 RNG = np.random.default_rng(0)
@@ -190,6 +194,50 @@ def test_weights_are_gathered_while_the_layer_before_computes():
     found = {zero: seconds(network, TrainingStep(plan=plan, **sizes)) for zero, plan in plans.items()}
     compute, gather = 12 * 1.5e-3, 7 / 8 * 1e6 * BYTE
     assert compute + gather <= found[3] < compute + 2 * gather  # all but the first is hidden
+
+
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("stages", "micro"), [(2, 2), (3, 5), (4, 4), (4, 9), (5, 2)])
+def test_stages_work_in_the_order_and_time_of_the_plan(kind, stages, micro):
+    """Against the planner's tables and its interpreter of them, where messages take no time; activations take some."""
+    network = Star(hosts=stages, host_gbps=100_000.0, delay_us=0.0).network()
+    plan = ParallelPlan(pipeline=stages, microbatches=micro, schedule=kind)
+    workload = TrainingStep(plan=plan, layers=stages, activation_bytes=1, layer_bytes=1)
+    flows = workload.flows(network, RNG)
+    orders = [[f.duration for f in flows if f.duration and f.src == rank] for rank in range(stages)]
+    table = table_of(plan, micro)
+    for rank, actions in enumerate(table):  # two works a pass
+        expected = [1e9 * (0.25 if a.kind == "F" else 0.5) for a in actions for _ in range(2)]
+        assert orders[rank] == expected
+    ideal = timeline(table, stages, {"F": 1, "B": 2}).length * 0.5e-3
+    assert seconds(network, workload) == pytest.approx(ideal, rel=1e-3)
+    # What crosses the network shows in 1F1B, whose stages wait for each other in turn, and less under GPipe.
+    slow = {
+        schedule: seconds(
+            Star(hosts=stages).network(),
+            replace(workload, plan=replace(plan, schedule=schedule), activation_bytes=2_000_000),
+        )
+        for schedule in ("gpipe", "1f1b")
+    }
+    assert ideal < slow["gpipe"] < slow["1f1b"] + 1e-9
+    assert micro < 4 or slow["gpipe"] < slow["1f1b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"plan": ParallelPlan(replicate=4, remat="full")}, "workload.plan.remat full is not simulated"),
+        ({"plan": ParallelPlan(replicate=4, interleave=3)}, "workload.plan.interleave 3 is not simulated"),
+        ({"plan": ParallelPlan(pipeline=2, stage_layers=(1, 4))}, "workload.plan.stage_layers"),
+        ({"plan": ParallelPlan(shard=2, expert=2)}, "workload.plan.expert 2 is not simulated"),
+        ({"slow_rank": 99}, "workload.slow_rank 99 must be one of the plan's ranks, 0 to 7"),
+        ({"slow_rank": -2}, "workload.slow_rank -2"),
+        ({"bucket_layers": 0}, "workload.bucket_layers must be at least 1"),
+    ],
+)
+def test_what_a_step_does_not_simulate_is_refused_by_name(fields, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        TrainingStep(**fields).flows(Star(hosts=8).network(), RNG)
 
 
 def test_bad_collectives_are_refused():

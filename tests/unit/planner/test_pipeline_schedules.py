@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from luban.core.errors import ConfigError
-from luban.planner.pipeline.base import Action
+from luban.core.pipeline_order import Action
 from luban.planner.pipeline.gpipe import gpipe
 from luban.planner.pipeline.interleaved import interleaved
 from luban.planner.pipeline.one_forward_one_backward import flushed
