@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luban.cli.launch import launch
 from luban.core.arguments import parse, without_processes
 from luban.core.errors import UsageError, nearest
-from luban.core.log import print_result
+from luban.core.log import print_result, say
 from luban.core.units import bytes_, milliseconds
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ luban bench collectives --nproc 2 --fit --device cuda --repeats 20 --json fit.js
 luban bench collectives --nproc 2 --fit --device cpu --sizes 256k 512k 1M 2M 4M
 """
 DEFAULT = ("64k", "1M", "16M")
-FITTED = ("1M", "2M", "4M", "8M", "16M", "32M", "64M", "128M", "256M", "512M", "1G")
+FITTED = {
+    "cpu": ("64k", "128k", "256k", "512k", "1M", "2M", "4M", "8M"),
+    "cuda": ("1M", "2M", "4M", "8M", "16M", "32M", "64M", "128M", "256M", "512M", "1G"),
+}
 PREDICTED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 WANTED = 0.15  # of an all-reduce's time, that a prediction may be off
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
@@ -45,7 +49,7 @@ class Arguments:
     """What the verb takes."""
 
     nproc: int = 2  # processes of this machine, each on a device of its own
-    # bytes of the whole tensor: 4096, 64k, 256M, 1G (k = 1024); none: 64k 1M 16M, with --fit 1M to 1G
+    # bytes of the whole tensor: 4096, 64k, 256M, 1G (k = 1024); none: 64k 1M 16M, with --fit 1M to 1G, on a CPU 64k to 8M
     sizes: tuple[str, ...] = ()
     collectives: tuple[str, ...] = ()  # which ones; none: all
     repeats: int = 5  # timed runs of each, of which the median counts
@@ -72,9 +76,8 @@ def run(argv: Sequence[str]) -> int:
     names = args.collectives or (PREDICTED if args.fit else tuple(COLLECTIVES))
     if args.fit and not {"all_reduce"} <= set(names) <= set(PREDICTED):
         raise UsageError(f"--fit needs all_reduce, and predicts {', '.join(PREDICTED)}")
-    default = FITTED if args.fit else DEFAULT
-    sizes = [_bytes(text) for text in args.sizes or default]
-    if args.fit and len(set(sizes)) < 4:
+    given = [_bytes(text) for text in args.sizes]
+    if args.fit and given and len(set(given)) < 4:
         raise UsageError("--fit needs four sizes at least: two constants are fitted to every second one")
     if min(args.repeats, args.pieces, args.lanes) < 1 or args.nproc < 2:
         raise UsageError(
@@ -87,11 +90,14 @@ def run(argv: Sequence[str]) -> int:
     device = choose_device(args.device)
     world = World.join(ParallelPlan(replicate=process_count()), device)
     more = [group for _ in range(args.lanes - 1) if isinstance(group := dist.new_group(), dist.ProcessGroup)]
-    rows = measure(names, sizes, device, repeats=args.repeats, pieces=args.pieces, more=more)
+    sizes = given or [_bytes(text) for text in (FITTED[device.type] if args.fit else DEFAULT)]
+    done = _progress(len(sizes)) if world.is_main else None
+    rows = measure(names, sizes, device, repeats=args.repeats, pieces=args.pieces, more=more, done=done)
     if world.is_main:
         print_result(table(rows, world.size))
         found: object = [{**asdict(row), "share": row.share, "processes": world.size} for row in rows]
         if args.fit:
+            say("predicting by closed form, fluid rates and packets")
             predictions = _predictions(rows, world.size)
             print_result("\n".join(_prediction_lines(predictions)))
             found = {"rows": found, **predictions}
@@ -99,6 +105,17 @@ def run(argv: Sequence[str]) -> int:
             args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     World.leave()
     return 0
+
+
+def _progress(sizes: int) -> Callable[[Sequence[Row]], None]:
+    """Says after each of so many sizes what it took."""
+    number = itertools.count(1)
+
+    def done(rows: Sequence[Row]) -> None:
+        times = ", ".join(f"{row.collective} {milliseconds(row.peer_seconds)}" for row in rows)
+        say(f"size {next(number)} of {sizes}, {bytes_(rows[0].bytes)}: {times} over {rows[0].peer}")
+
+    return done
 
 
 def _predictions(rows: Sequence[Row], processes: int) -> dict[str, Any]:
@@ -129,7 +146,8 @@ def _predictions(rows: Sequence[Row], processes: int) -> dict[str, Any]:
 
 
 def _prediction_lines(found: dict[str, Any]) -> list[str]:
-    """The fit, a line for each collective and size, and the largest error of an all-reduce that wasn't fitted."""
+    """The fit, a line for each collective and size, and the sizes that were fitted and checked, and the
+    largest error of an all-reduce that wasn't fitted."""
     ways = ("closed form", "fluid", "packets")
     alpha, rate = 1e6 * found["alpha_seconds"], 1e-9 / found["beta_seconds_a_byte"]
     lines = [
@@ -149,6 +167,11 @@ def _prediction_lines(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"{row['collective'] + mark:<16}{bytes_(row['bytes']):>10}{milliseconds(row['measured']):>14}{cells}"
         )
+    reduces = [row for row in found["predictions"] if row["collective"] == "all_reduce"]
+    fitted, checked = (
+        ", ".join(bytes_(row["bytes"]) for row in reduces if row["fitted"] is which) for which in (True, False)
+    )
+    lines.append(f"all-reduces: fitted to {fitted}; checked at {checked}")
     said = ", ".join(f"{way} {error:.1%}" for way, error in worst.items())
     verdict = "within" if max(worst.values()) <= WANTED else "NOT within"
     lines.append(f"largest error of an all-reduce that was not fitted: {said}; {verdict} {WANTED:.0%}")

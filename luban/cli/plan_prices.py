@@ -11,6 +11,7 @@ from luban.core.config import from_dict, load_toml
 from luban.core.errors import UsageError
 from luban.core.units import bytes_, fine_seconds, milliseconds
 from luban.netsim import SHIPPED
+from luban.netsim.comparison import variants
 from luban.netsim.scenario import Scenario
 from luban.planner.cluster import Cluster
 from luban.planner.search.estimate import Estimate
@@ -54,10 +55,13 @@ def network_of(name: str | None, cluster: Cluster) -> NetworkModel:
     """The network of a scenario, by path or shipped name, or the cluster file's topology.
 
     Raises:
-        UsageError: neither is given.
+        UsageError: neither is given, or the scenario has variants.
     """
     if name is not None:
-        scenario = from_dict(Scenario, load_toml(find_recipe(name, SHIPPED, "scenario"), SHIPPED))
+        data = load_toml(find_recipe(name, SHIPPED, "scenario"), SHIPPED)
+        if "compare" in data:
+            raise UsageError(f"--network {name} has variants ({', '.join(variants(data))}): name a scenario without")
+        scenario = from_dict(Scenario, data)
         return NetworkModel(scenario.topology, scenario.transport, scenario.switch)
     if cluster.topology is None:
         raise UsageError(

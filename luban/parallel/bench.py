@@ -170,6 +170,7 @@ def measure(
     pieces: int = PIECES,
     more: Sequence[dist.ProcessGroup] = (),
     group: dist.ProcessGroup | None = None,
+    done: Callable[[Sequence[Row]], None] | None = None,
 ) -> list[Row]:
     """Run each collective at each size in all processes of a group, here and in torch, and compare the results.
 
@@ -178,6 +179,7 @@ def measure(
         repeats: timed runs, after one that isn't.
         pieces: that the ring cuts messages into. more: see `PointToPoint`.
         group: None: all processes.
+        done: called with the rows of each size.
 
     Raises:
         TrainingError: a result that is not torch's.
@@ -191,6 +193,8 @@ def measure(
         x = torch.randint(-8, 8, (numbers,), generator=generator).to(device, NUMBERS)  # whose sums are exact
         for name in names:
             rows.append(_row(name, ring, x, repeats))
+        if done is not None:
+            done(rows[-len(names) :])
     return rows
 
 

@@ -98,7 +98,7 @@ class Messages:
         ring, found = axis.stride * axis.size, []
         if hosts < ring:
             raise ConfigError(
-                f"the cluster's topology has {hosts} hosts, and a ring of the plan has {ring} GPUs: it needs a host for each GPU"
+                f"the network's topology has {hosts} hosts, and a ring of the plan has {ring} GPUs: it needs a host for each GPU"
             )
         for gpu in range(max(min(hosts, most) // ring, 1) * ring):
             base, at = gpu // ring * ring, gpu % ring

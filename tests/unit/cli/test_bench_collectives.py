@@ -3,7 +3,7 @@
 import pytest
 
 from luban.cli import bench_collectives
-from luban.cli.bench_collectives import _prediction_lines, _predictions
+from luban.cli.bench_collectives import FITTED, _bytes, _prediction_lines, _predictions, _progress
 from luban.core.errors import UsageError
 from luban.parallel.bench import Row
 from luban.planner.collective_times import Links
@@ -34,6 +34,9 @@ def test_constants_are_fitted_to_every_second_size_and_predict_the_others():
     lines = _prediction_lines(found)
     assert "alpha 12.00 µs a message, 1/beta 250 GB/s" in lines[1] and "all_reduce*" in lines[3]
     assert "within 15%" in lines[-1] and "NOT" not in lines[-1]
+    assert lines[-2] == (
+        "all-reduces: fitted to 1.05 MB, 4.19 MB, 16.8 MB, 67.1 MB; checked at 2.1 MB, 8.39 MB, 33.6 MB, 134 MB"
+    )
 
 
 def test_an_error_above_the_limit_is_said():
@@ -54,3 +57,13 @@ def test_what_can_not_be_fitted_is_refused_before_anything_starts(words, said, m
     monkeypatch.setattr(bench_collectives, "launch", lambda *_: pytest.fail("started processes"))
     with pytest.raises(UsageError, match=said):
         bench_collectives.run(list(words))
+
+
+def test_every_size_is_said_as_it_is_done(capsys):
+    done = _progress(2)
+    done(rows()[:2])
+    done(rows()[2:4])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("size 1 of 2, 1.05 MB: all_reduce ") and "all_gather" in said[0]
+    assert said[1].startswith("size 2 of 2, 2.1 MB: ")
+    assert max(map(_bytes, FITTED["cpu"])) <= 8 << 20  # a CPU's are done in seconds

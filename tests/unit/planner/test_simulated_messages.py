@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from luban.core.errors import ConfigError, LubanError
+from luban.cli.plan_prices import network_of
+from luban.core.errors import ConfigError, LubanError, UsageError
 from luban.netsim.congestion.constant import Constant
 from luban.netsim.switches import Switches
+from luban.netsim.topology.base import Topology
 from luban.netsim.topology.clos import LeafSpine
 from luban.netsim.topology.rails import Rails
 from luban.planner.cluster import Cluster, Link
@@ -66,7 +68,7 @@ def test_packets_of_large_messages_go_on_along_the_line():
 
 def test_networks_that_cannot_carry_a_plan_are_said():
     small = LeafSpine(leaves=2, hosts_per_leaf=8, spines=8)
-    with pytest.raises(ConfigError, match="16 hosts, and a ring of the plan has 32 GPUs"):
+    with pytest.raises(ConfigError, match="the network's topology has 16 hosts, and a ring of the plan has 32 GPUs"):
         over(small, "fluid").seconds("all-gather", 4e9, Axis(32, 1))
     stuck = over(RAILS, "packets")
     for link in range(len(stuck.network.links)):
@@ -74,3 +76,9 @@ def test_networks_that_cannot_carry_a_plan_are_said():
     stuck._paths = {pair: over(RAILS, "fluid")._path(*pair) for pair in stuck._pairs("ring", Axis(4, 8))}
     with pytest.raises(LubanError, match="do not arrive: no working path"):
         stuck.crossing("ring", 1e6, Axis(4, 8))
+
+
+def test_a_network_with_variants_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"--network eflops_nic has variants \(.+, .+\): name a scenario without"):
+        network_of("eflops_nic", CLUSTER)
+    assert isinstance(network_of("hcc", CLUSTER).topology, Topology)
