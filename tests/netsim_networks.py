@@ -1,5 +1,7 @@
 """Small networks and runs that several tests share."""
 
+import itertools
+
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Simulation
 from luban.netsim.topology.clos import Star
@@ -29,3 +31,9 @@ def incast(senders, transport, switches, *, gbps=100.0, delay_us=1.0, size=10**1
 def jain(rates):
     """Jain's fairness index."""
     return rates.sum() ** 2 / (len(rates) * (rates**2).sum())
+
+
+def path_through(network, src, nodes, dst):
+    """A source route: host, the given nodes one after the other, host."""
+    stops = [network.hosts[src], *nodes, network.hosts[dst]]
+    return tuple(network.port_between(a, b) for a, b in itertools.pairwise(stops))

@@ -30,6 +30,11 @@ How long flows, collectives and training steps take on a cluster network, under 
 --out DIR gets summary.json, flows.jsonl, ports.jsonl, scenario.toml, report.html with the pictures, and from packets queues.jsonl.
 A scenario with tables [compare."name"] is run once with what each of them changes; the result is a table of all.
 
+Texts in a file, with brackets around what may be left out:
+  flows_list of the workload flows   "FROM TO BYTES [START_US [CLASS [WEIGHT]]] [via SWITCH …]"; hosts by number, from 0
+  links of the topology graph        "NODE NODE GBPS [MICROSECONDS]"; names that begin with host or gpu are hosts, others switches
+  failed_links, fail_links           numbers of links, as ports.jsonl has them: in the order of the topology's links, from 0
+
 Examples:
   luban simulate --list
   luban simulate incast --out runs/incast
@@ -51,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     names, flags, assignments = _split(words)
     if len(names) != 1:
-        raise UsageError(f"luban simulate takes one scenario, {len(names)} given{nearest('', _names())}")
+        extra = f": {' '.join(names[1:])} is one word too many" if len(names) == 2 else ""
+        raise UsageError(f"luban simulate takes one scenario, {len(names)} given{extra or nearest('', _names())}")
     out = Path(flags["out"]) if "out" in flags else None
     if out is not None:
         require_vacant(out)

@@ -249,10 +249,10 @@ def _take_over(
     kept = sorted(inherited & own)
     others = {f.name for variant in family.registry.values() for f in dataclasses.fields(variant)}
     left = sorted((inherited - own) & others)
-    words = [f"keeps {', '.join(f'{name} = {fields[name]}' for name in kept)}"] * bool(kept)
-    words += [f"has no {', '.join(left)}"] * bool(left)
+    words = [f"keeps {', '.join(f'{name} = {fields[name]}' for name in kept)} from the type before"] * bool(kept)
+    words += [f"leaves out {', '.join(left)}, which it doesn't have"] * bool(left)
     if words:
-        warn(f"{choice} {' and '.join(words)} of what was given for the type before")
+        warn(f"{choice} {' and '.join(words)}")
     return {name: item for name, item in fields.items() if name not in left}
 
 

@@ -49,6 +49,7 @@ def summary(simulation: Simulation, outcome: Outcome) -> dict[str, Any]:
         if span
         else 0.0,
         "longest_queue_bytes": int(_of_switches(simulation, "max_queue").max(initial=0)),
+        "fullest_switch_bytes": int(simulation.state.nodes["max_used"].max(initial=0)),
         "drops": int(ports["drops"].sum()),
         "marks": int(ports["marks"].sum()),
         "pauses": int(ports["pauses"].sum()),
@@ -171,11 +172,13 @@ def port_rows(simulation: Simulation, seconds: float) -> Iterator[dict[str, Any]
 
 
 def queue_rows(simulation: Simulation) -> Iterator[dict[str, Any]]:
-    """One object a sample."""
-    times, ports, _ = simulation.samples()
+    """One object a sample: bytes queued at the watched ports, and received of the watched flows, by their numbers."""
+    times, ports, received = simulation.samples()
     names = [simulation.network.port_name(int(port)) for port in simulation.state.watched_ports]
-    for t, row in zip(times, ports, strict=True):
-        yield {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
+    flows = simulation.state.watched_flows.tolist()
+    for t, row, bytes_ in zip(times, ports, received.tolist(), strict=True):
+        found = {"seconds": float(t), "queue_bytes": {name: int(row[i, 0]) for i, name in enumerate(names)}}
+        yield {**found, **({"received_bytes": dict(zip(map(str, flows), bytes_, strict=True))} if flows else {})}
 
 
 def fluid_completion_times(run: FluidRun) -> np.ndarray:

@@ -35,7 +35,8 @@ class Run:
     base_rtt_us: float = 0.0  # T of HPCC, PINT and µFAB; 0: the longest unloaded round trip
     sample_us: float = 1.0  # between samples of queues; 0: none
     watch: tuple[str, ...] = ()  # ports to sample, as "leaf0→host3"; by default those that most flows cross
-    fail_links: tuple[int, ...] = ()  # links that fail while it runs
+    watch_flows: tuple[int, ...] = ()  # numbers of flows whose received bytes are sampled too
+    fail_links: tuple[int, ...] = ()  # numbers of links that fail while it runs, as in ports.jsonl
     fail_at_us: float = 0.0  # when they fail
     repair_at_us: float = 0.0  # when they work again; 0: never
 
@@ -70,6 +71,9 @@ class Scenario:
         for flow in flows:  # paths are also looked for here, so that a flow to nowhere is said before anything is built
             network.require_host(flow.src)
             network.require_host(flow.dst)
+        for i in self.run.watch_flows:
+            if not 0 <= i < len(flows):
+                raise ConfigError(f"run.watch_flows: there is no flow {i}, only 0 to {len(flows) - 1}")
         watched = [self._port(network, name) for name in self.run.watch]
         simulation = Simulation(
             network,
@@ -79,6 +83,7 @@ class Scenario:
             seed=self.run.seed,
             base_rtt=round(self.run.base_rtt_us * 1e6) or None,
             watched_ports=watched,
+            watched_flows=self.run.watch_flows,
             sample_every=round(self.run.sample_us * 1e6),
             watch_busiest=0 if watched else WATCHED,
         )
@@ -90,18 +95,15 @@ class Scenario:
     def execute(self, simulation: Simulation, show: bool = False) -> Outcome:
         """Run it, links failing and coming back on the way."""
         until = round(self.run.until_us * 1e6) or NEVER
-        if self.run.fail_links:
-            outcome = simulation.run(min(until, round(self.run.fail_at_us * 1e6)), show=show)
+        moments = [(self.run.fail_at_us, simulation.fail_link)] if self.run.fail_links else []
+        if self.run.repair_at_us:
+            moments.append((self.run.repair_at_us, simulation.repair_link))
+        for microseconds, change in moments:
+            outcome = simulation.run(min(until, round(microseconds * 1e6)), show=show)
             if outcome.reason != TIME_IS_OVER:
                 return outcome
             for link in self.run.fail_links:
-                simulation.fail_link(link)
-        if self.run.fail_links and self.run.repair_at_us:
-            outcome = simulation.run(min(until, round(self.run.repair_at_us * 1e6)), show=show)
-            if outcome.reason != TIME_IS_OVER:
-                return outcome
-            for link in self.run.fail_links:
-                simulation.repair_link(link)
+                change(link)
         return simulation.run(until, show=show)
 
     @staticmethod
@@ -109,7 +111,10 @@ class Scenario:
         a, arrow, b = name.replace("->", "→").partition("→")
         if not arrow or a not in network.names or b not in network.names:
             raise ConfigError(f'run.watch: {name!r} is not "NODE→NODE" with nodes such as {network.names[0]}')
-        return network.port_between(network.names.index(a), network.names.index(b))
+        try:
+            return network.port_between(network.names.index(a), network.names.index(b))
+        except ConfigError as error:
+            raise ConfigError(f"run.watch: {name!r}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luban.core.errors import LubanError
 from luban.core.log import progress, say
 from luban.netsim.compiled import is_cached
 from luban.netsim.congestion.base import Transport
@@ -122,9 +121,7 @@ class Simulation:
         world = self.state.world[0]
         if status == at.GROW:
             if len(self.state.packets) >= MOST_PACKETS:
-                raise LubanError(
-                    f"more than {MOST_PACKETS} packets in flight: give the transport a window, or fewer flows"
-                )
+                return f"more than {MOST_PACKETS} packets in flight: give the transport a window, or fewer flows"
             enlarge_pool(self.state)
         elif status == at.STALLED or (status == at.IDLE and world["unfinished"]):
             circle = find_deadlock(self.network, self.state)

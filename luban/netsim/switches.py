@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luban.core.errors import ConfigError
-from luban.netsim.engine.layout import CREDITS, LOSSY, PFC
+from luban.netsim.engine.layout import CREDITS, LOSSY, PAUSE_FRAME, PFC
 
 KINDS = {"lossy": LOSSY, "pfc": PFC, "credits": CREDITS}
-PAUSE_FRAME = 64  # bytes
 BASE_SHIFT = 3  # a class of a port may use an eighth of the free shared buffer
 
 
@@ -22,7 +21,9 @@ class Switches:
     port_bytes: int = 0  # lossy: an egress queue holds so much at most; 0: the shared buffer decides
     alpha: float = 1.0  # lossy: an egress queue may hold alpha times the free buffer
     reserve_bytes: int = 4000  # pfc: for each class of an ingress port, never shared
-    headroom_bytes: int = 0  # pfc: for what comes after a PAUSE; 0: 3·rate·delay and two packets
+    headroom_bytes: int = (
+        0  # pfc: for what comes after a PAUSE; 0: 3·rate·delay, or what the cable needs where that is more
+    )
     allow_small_headroom: bool = False  # run with a headroom that loses packets
     credit_bytes: int = (
         64_000  # credits: buffer of a class of an ingress port; inside of servers more where a link needs it

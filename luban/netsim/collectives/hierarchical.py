@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError
 from luban.netsim.collectives.schedule import Schedule, pieces
 
 
 def hierarchical_all_reduce(schedule: Schedule, size: int, group: int) -> None:
     """`size` bytes on each rank, summed on all; ranks 0 to group − 1 are the first group, and so on."""
     if group < 1 or schedule.ranks % group:
-        raise DataError(f"groups of {group} ranks don't divide {schedule.ranks} ranks")
+        raise ConfigError(f"groups of {group} ranks don't divide {schedule.ranks} ranks")
     _by_levels(schedule, size, (group, schedule.ranks // group))
 
 
@@ -23,9 +23,9 @@ def torus_all_reduce(schedule: Schedule, size: int, shape: Sequence[int], at_onc
     """Along z, y and x of a torus; rank (x·Y + y)·Z + z. With `at_once` 3, thirds of the data start along different dimensions,
     with 6 half of each goes round the other way."""
     if len(shape) != 3 or schedule.ranks != shape[0] * shape[1] * shape[2]:
-        raise DataError(f"a torus of {' × '.join(map(str, shape))} nodes doesn't have {schedule.ranks} ranks")
+        raise ConfigError(f"a torus of {' × '.join(map(str, shape))} nodes doesn't have {schedule.ranks} ranks")
     if at_once not in (1, 3, 6):
-        raise DataError(f"a torus uses 1, 3 or 6 ports of a node at once, not {at_once}")
+        raise ConfigError(f"a torus uses 1, 3 or 6 ports of a node at once, not {at_once}")
     x, y, z = shape
     levels = [(z, 1), (y, z), (x, y * z)]
     for i, part in enumerate(pieces(size, at_once)):

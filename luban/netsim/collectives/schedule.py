@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError
 from luban.netsim.flows import Flow
 
 
@@ -65,5 +65,5 @@ def pieces(size: int, n: int) -> list[int]:
 def require_power_of_two(ranks: int, what: str) -> int:
     """log2 of the number of ranks. Raises DataError where it isn't a power of two."""
     if ranks < 2 or ranks & (ranks - 1):
-        raise DataError(f"{what} needs 2, 4, 8, … ranks, {ranks} given")
+        raise ConfigError(f"{what} needs 2, 4, 8, … ranks, {ranks} given")
     return ranks.bit_length() - 1

@@ -107,7 +107,7 @@ class Transport(Variant):
         return 0.0
 
     def parameters(self, rate: float, base_rtt: float) -> list[float]:
-        """A row of `State.params`."""
+        """The numbers of a record of `State.profiles`."""
         line = rate * BYTES_A_PS
         row = [line, base_rtt, line * base_rtt, float(self.payload), self.min_rate_mbps * BYTES_A_PS]
         row += self.own_parameters(rate, base_rtt)

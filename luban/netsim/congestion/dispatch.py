@@ -31,8 +31,10 @@ def cc_start(s, lane):
         hpcc.start(s, lane)
     elif code == SWIFT:
         swift.start(s, lane)
-    else:
+    elif code == UFAB:
         ufab.start(s, lane)
+    else:
+        raise ValueError("no congestion control has this code")
 
 
 @compiled

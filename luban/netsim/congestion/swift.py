@@ -73,7 +73,6 @@ def target_delay(params, window, hops):
 def on_ack(s, lane, acked):
     """Grow below the target, shrink above it."""
     control, state = lane_at(s, lane), state_at(s, lane)
-    flow_at(s, control.flow)
     params = params_at(s, lane)
     state[STREAK] = 0.0
     hops = path_start(s, control.path + 1) - path_start(s, control.path) - 1

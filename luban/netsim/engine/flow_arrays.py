@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError
 from luban.netsim.congestion.base import Transport
 from luban.netsim.engine import layout as at
 from luban.netsim.engine.paths import sending_rate
@@ -42,7 +42,7 @@ def flow_arrays(
         rtt: ps, as the congestion control has it for its base.
 
     Raises:
-        DataError: a flow that can't be.
+        ConfigError: a flow that can't be.
     """
     rows = np.zeros(len(flows), at.flow_type)
     for i, flow in enumerate(flows):
@@ -75,7 +75,7 @@ def _packets(rows: np.ndarray, sends: np.ndarray, transport: Transport) -> None:
     packets = np.where(sends, np.maximum(1, -(-rows["size"] // transport.payload)), 0)
     if (packets > MOST_PACKETS).any():
         i = int(np.argmax(packets > MOST_PACKETS))
-        raise DataError(
+        raise ConfigError(
             f"flow {i}: {rows['size'][i]} bytes are {packets[i]} packets of transport.payload {transport.payload}, and a flow has at "
             f"most {MOST_PACKETS}: make it smaller, or use mode fluid"
         )
@@ -93,7 +93,7 @@ def _profiles(
         number, count = int(rows["first_path"][i]), int(rows["paths"][i])
         path = paths[number]
         if count > 1 and len({paths[p][0] for p in range(number, number + count)}) > 1:
-            raise DataError(f"flow {i}: its paths leave host {rows['src'][i]} by different ports")
+            raise ConfigError(f"flow {i}: its paths leave host {rows['src'][i]} by different ports")
         if path not in rates:
             rates[path] = sending_rate(network, path)
         rows["port"][i] = path[0]
@@ -105,16 +105,16 @@ def _profiles(
 
 
 def require_possible(i: int, flow: Flow, flows: int) -> None:
-    """Raise DataError for a flow that can't be, among so many."""
+    """Raise ConfigError for a flow that can't be, among so many."""
     if flow.size < 0 or flow.start < 0 or (flow.duration or 0) < 0:
-        raise DataError(f"flow {i}: size, start and duration must not be below 0")
+        raise ConfigError(f"flow {i}: size, start and duration must not be below 0")
     if flow.size > MOST_BYTES:
-        raise DataError(f"flow {i}: {flow.size} bytes are more than {MOST_BYTES}")
+        raise ConfigError(f"flow {i}: {flow.size} bytes are more than {MOST_BYTES}")
     if not 1 <= flow.cls < at.CLASSES:
-        raise DataError(f"flow {i}: traffic classes are 1 to {at.CLASSES - 1}, {flow.cls} given")
+        raise ConfigError(f"flow {i}: traffic classes are 1 to {at.CLASSES - 1}, {flow.cls} given")
     for other in flow.after:
         if not 0 <= other < flows or other == i:
-            raise DataError(f"flow {i} waits for flow {other}, which isn't another one of 0 to {flows - 1}")
+            raise ConfigError(f"flow {i} waits for flow {other}, which isn't another one of 0 to {flows - 1}")
 
 
 def _lanes(rows: np.ndarray, paths_by_lane: bool) -> np.ndarray:

@@ -15,6 +15,7 @@ CLASSES = 4  # queues a port: class 0 has strict priority (acknowledgements, con
 HOPS = 8  # switches a packet can pass on one path, at most
 CC_STATE = 24  # numbers of state a lane, laid out by the congestion-control algorithm
 CC_PARAMS = 24  # parameters a profile
+PAUSE_FRAME = 64  # bytes of a PAUSE or RESUME on the wire
 
 # What happens: kinds of entries of the event heap. The argument is a port, a flow or a lane.
 TX, ARRIVE, START, PACE, RTO, SAMPLE, COMPUTED, DELAYED_ACK, TIMER_A, TIMER_B = range(10)

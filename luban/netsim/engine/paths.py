@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 from luban.core.seeding import generator
 from luban.netsim.congestion.base import Transport
 from luban.netsim.engine import layout as at
@@ -30,7 +30,7 @@ def flow_paths(
         if flow.duration is not None:
             continue
         if flow.src == flow.dst:
-            raise DataError(f"flow {i} goes from host {flow.src} to itself")
+            raise ConfigError(f"flow {i} goes from host {flow.src} to itself")
         if flow.segments is not None:
             paths.append(network.segment_path(flow.src, flow.segments, flow.dst, segments.hops))
         elif flow.route is not None:
@@ -66,10 +66,10 @@ class Segments:
                 continue
             wrong = [node for node in flow.segments if not 0 <= node < len(network.names) or not network.switches[node]]
             if wrong:
-                raise DataError(f"flow {i}: segment {wrong[0]} is no switch of the topology")
+                raise ConfigError(f"flow {i}: segment {wrong[0]} is no switch of the topology")
             self.of[i] = (*flow.segments, network.hosts[flow.dst])
             if any(a == b for a, b in itertools.pairwise(self.of[i])):
-                raise DataError(f"flow {i}: the same segment twice in a row")
+                raise ConfigError(f"flow {i}: the same segment twice in a row")
             for target in self.of[i]:
                 if target not in self.hops:
                     self.hops[target] = network.next_hops(target, rng)

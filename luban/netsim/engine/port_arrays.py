@@ -21,10 +21,12 @@ def port_arrays(network: Network, switches: Switches, transport: Transport, clas
     packet = transport.payload + transport.header
     host_rate = network.nic_rate()
     buffer = switches.buffer(host_rate)
-    if buffer < packet or 0 < switches.port_bytes < packet:
-        raise ConfigError(
-            f"switch buffers of {min(buffer, switches.port_bytes or buffer)} bytes hold no packet of {packet}"
-        )
+    for name, given in (("buffer_bytes", buffer), ("port_bytes", switches.port_bytes or buffer)):
+        if given < packet:
+            raise ConfigError(
+                f"switch.{name} {given} holds no packet: one has {packet} bytes (transport.payload and header), so that at least "
+                f"{packet} are needed"
+            )
     nodes["is_switch"] = network.switches
     nodes["buffer"], nodes["alpha"], nodes["reserve"] = buffer, switches.alpha, switches.reserve_bytes
     nodes["flow_control"] = KINDS[switches.flow_control]

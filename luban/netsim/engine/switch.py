@@ -9,10 +9,9 @@ from __future__ import annotations
 from luban.netsim.compiled import compiled
 from luban.netsim.engine.access import node_at, packet_at, port_at, queue_at
 from luban.netsim.engine.heap import push
-from luban.netsim.engine.layout import CLASSES, CREDIT, LOSSY, PAUSE, PFC, RESUME, TX
+from luban.netsim.engine.layout import CLASSES, CREDIT, LOSSY, PAUSE, PAUSE_FRAME, PFC, RESUME, TX
 
 RESUME_OFFSET = 3000  # bytes below the threshold at which a paused sender may go on
-CONTROL_SIZE = 64  # bytes of a PFC frame on the wire
 CREDIT_SIZE = 8  # bytes of a flow-control packet of InfiniBand
 
 
@@ -108,7 +107,7 @@ def pause_if_needed(s, ingress, cls):
     above = queue.ingress - node.reserve >= threshold(s, node, port)
     if not port.pausing & (1 << cls) and (queue.ingress_headroom > 0 or above):
         port.pausing |= 1 << cls
-        send_control(s, ingress ^ 1, PAUSE, cls, CONTROL_SIZE)
+        send_control(s, ingress ^ 1, PAUSE, cls, PAUSE_FRAME)
 
 
 @compiled
@@ -121,7 +120,7 @@ def resume_if_possible(s, ingress, cls):
     used = max(queue.ingress - node.reserve, 0)
     if used == 0 or used + RESUME_OFFSET <= threshold(s, node, port):
         port.pausing &= ~(1 << cls)
-        send_control(s, ingress ^ 1, RESUME, cls, CONTROL_SIZE)
+        send_control(s, ingress ^ 1, RESUME, cls, PAUSE_FRAME)
 
 
 @compiled

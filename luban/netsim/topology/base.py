@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from luban.core.errors import ConfigError
@@ -34,6 +34,8 @@ class Topology(Variant):
         },
     )
 
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # rates of links that are not there at 0
+
     delay_us: float = 1.0  # propagation of a cable
     failed_links: tuple[int, ...] = ()  # numbers of links that are out of service from the start
 
@@ -43,6 +45,7 @@ class Topology(Variant):
         Raises:
             ConfigError: what is wrong with the topology.
         """
+        self._require_links()
         network = self.build()
         for link in self.failed_links:
             if not 0 <= link < len(network.links):
@@ -54,6 +57,16 @@ class Topology(Variant):
     def build(self) -> Network:
         """The graph."""
         raise NotImplementedError
+
+    def _require_links(self) -> None:
+        """Raise ConfigError for a rate or delay that no link has."""
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if name.endswith("gbps") and not (value >= 0.001 or (value == 0 and name in self.OPTIONAL)):
+                none = " (0: no such link)" if name in self.OPTIONAL else ""
+                raise ConfigError(f"topology.{name} must be at least 0.001 Gb/s{none}, {value:g} given")
+            if name.endswith("delay_us") and not value >= 0:
+                raise ConfigError(f"topology.{name} must not be below 0 µs, {value:g} given")
 
     def require(self, **least: int) -> None:
         """Raise ConfigError for the first field below its least value."""

@@ -15,6 +15,7 @@ class Graph(Topology):
     """Links as text: `"a b 100"` joins a and b at 100 Gb/s, `"a b 100 5"` with 5 µs of propagation. Names that start with
     `host` or `gpu` are hosts, all others switches."""
 
+    # each "NODE NODE GBPS [MICROSECONDS]", as "host0 s0 100 1"; names that begin with host or gpu are hosts, others switches
     links: tuple[str, ...]
 
     def build(self) -> Network:
@@ -30,6 +31,8 @@ class Graph(Topology):
                     nodes[name] = network.add_host(name) if host else network.add_switch(name)
             if parts[0] == parts[1]:
                 raise ConfigError(f"topology.links: {text!r} joins a node with itself")
+            if float(parts[2]) < 0.001:
+                raise ConfigError(f"topology.links: {text!r}: GBPS must be at least 0.001, {parts[2]} given")
             delay = float(parts[3]) if len(parts) == 4 else self.delay_us
             network.connect(nodes[parts[0]], nodes[parts[1]], float(parts[2]), delay)
         return network

@@ -6,15 +6,15 @@ through one. Host numbers (ranks) count the hosts in the order in which they wer
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 
+NAMED = 8  # neighbours that an error names
 Path = tuple[int, ...]  # ports from the source host to the destination
 
 
@@ -81,7 +81,7 @@ class Network:
         rate, delay = round(gbps * 1000), round(delay_us * 1e6)
         if rate < 1 or delay < 0:
             raise ConfigError(
-                f"link {self.names[a]} to {self.names[b]}: {gbps} Gb/s and {delay_us} µs; both must be above 0"
+                f"link {self.names[a]} to {self.names[b]}: {gbps:g} Gb/s and {delay_us:g} µs; a link needs at least 0.001 Gb/s, and no delay below 0"
             )
         self.links.append(Link(a, b, rate, delay))
         n = len(self.links) - 1
@@ -100,11 +100,15 @@ class Network:
         return f"{self.names[a]}→{self.names[b]}"
 
     def port_between(self, a: int, b: int) -> int:
-        """The first port from node a to node b; raises DataError where no link joins them."""
+        """The first port from node a to node b; raises ConfigError where no link joins them."""
         for port in self._ports[a]:
             if self.ends(port)[1] == b and port >> 1 not in self.failed:
                 return port
-        raise DataError(f"no link joins {self.names[a]} and {self.names[b]}")
+        joined = sorted({self.names[self.ends(port)[1]] for port in self._ports[a] if port >> 1 not in self.failed})
+        raise ConfigError(
+            f"no link joins {self.names[a]} and {self.names[b]}; {self.names[a]} is joined to {', '.join(joined[:NAMED])}"
+            f"{f' and {len(joined) - NAMED} more' if len(joined) > NAMED else ''}"
+        )
 
     def fail(self, link: int) -> None:
         """Take a link out of service, before anything runs."""
@@ -147,7 +151,7 @@ class Network:
         """One shortest path between two hosts, chosen hop by hop as ECMP's hash does.
 
         Raises:
-            DataError: there is none.
+            ConfigError: there is none.
         """
         here, target, path = self._check(src, dst), self.hosts[dst], []
         while here != target:
@@ -190,22 +194,17 @@ class Network:
         ]
         return [found[int(rng.integers(len(found)))] if found else -1 for found in options]
 
-    def path_through(self, src: int, nodes: Sequence[int], dst: int) -> Path:
-        """A source route: host, the given nodes one after the other, host."""
-        stops = [self.hosts[src], *nodes, self.hosts[dst]]
-        return tuple(self.port_between(a, b) for a, b in itertools.pairwise(stops))
-
     def require_host(self, host: int) -> None:
-        """Raise DataError unless there is a host of this number."""
+        """Raise ConfigError unless there is a host of this number."""
         if not 0 <= host < len(self.hosts):
-            raise DataError(f"a flow of host {host}: there are hosts 0 to {len(self.hosts) - 1}")
+            raise ConfigError(f"a flow of host {host}: there are hosts 0 to {len(self.hosts) - 1}")
 
     def _check(self, src: int, dst: int) -> int:
         for host in (src, dst):
             self.require_host(host)
         here = self.hosts[src]
         if self.distances(self.hosts[dst])[here] < 0:
-            raise DataError(
+            raise ConfigError(
                 f"no path from {self.names[here]} to {self.names[self.hosts[dst]]}: the network isn't connected"
             )
         return here

@@ -7,8 +7,8 @@ passes one leaf, between rails a spine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from luban.core.errors import ConfigError
 from luban.netsim.topology.base import Topology
 from luban.netsim.topology.network import Network
 
@@ -16,6 +16,8 @@ from luban.netsim.topology.network import Network
 @dataclass(frozen=True, kw_only=True)
 class Rails(Topology):
     """Servers of `gpus` GPUs, a rail each. The defaults are a cluster like Tencent's HCC: 8 NICs of 400 Gb/s a server."""
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("nvlink_gbps",)
 
     servers: int = 8
     gpus: int = 8  # a server, and as many rails
@@ -29,8 +31,6 @@ class Rails(Topology):
     def build(self) -> Network:
         """Host s·gpus + g is GPU g of server s."""
         self.require(servers=1, gpus=1, servers_per_leaf=1, spines=1)
-        if self.nvlink_gbps < 0:
-            raise ConfigError(f"topology.nvlink_gbps must not be below 0, {self.nvlink_gbps} given")
         network = Network()
         blocks = -(-self.servers // self.servers_per_leaf)
         leaves = [[network.add_switch(f"leaf{b}.{r}", 1) for r in range(self.gpus)] for b in range(blocks)]

@@ -7,7 +7,7 @@ root complex. Main memory hangs on the root complex too, and what is read from i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from luban.core.errors import ConfigError
 from luban.netsim.topology.base import Topology
@@ -17,6 +17,8 @@ from luban.netsim.topology.network import Network
 @dataclass(frozen=True, kw_only=True)
 class Servers(Topology):
     """Servers of `gpus` GPUs on PCIe switches. By default each GPU has a card beside it, as EFLOPS's (Dong et al. 2020)."""
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("nic_memory_gbps",)
 
     servers: int = 4
     gpus: int = 8  # a server

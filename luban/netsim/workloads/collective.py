@@ -21,6 +21,7 @@ Algorithm = Literal[
     "halving_doubling",
     "recursive_doubling",
     "tree",
+    "broadcast",
     "hierarchical",
     "torus",
     "all_to_all",
@@ -52,7 +53,7 @@ class Collective(Workload):
     group: int = 8  # hierarchical: ranks of a group; across: hosts of a server, next ranks being on different ones
     shape: tuple[int, int, int] = (4, 4, 4)  # torus: its size
     at_once: int = 1  # torus: ports of a node in use, 1, 3 or 6
-    chunks: int = 8  # tree: pieces that follow each other
+    chunks: int = 8  # tree, broadcast: pieces that follow each other
 
     def flows(self, network: Network, rng: np.random.Generator) -> list[Flow]:
         """The graph of its flows."""
@@ -79,11 +80,22 @@ class Collective(Workload):
         """Append the flows."""
         if self.bytes < 1:
             raise ConfigError(f"workload.bytes must be at least 1, {self.bytes} given")
+        x, y, z = self.shape
+        if self.algorithm == "torus" and (min(self.shape) < 1 or x * y * z != schedule.ranks):
+            raise ConfigError(
+                f"workload.shape {x},{y},{z} must multiply to the {schedule.ranks} ranks, as topology.x, y and z of a torus do"
+            )
+        if self.algorithm == "torus" and self.at_once not in (1, 3, 6):
+            raise ConfigError(f"workload.at_once must be 1, 3 or 6 ports of a torus's node, {self.at_once} given")
+        if self.algorithm == "hierarchical" and (self.group < 1 or schedule.ranks % self.group):
+            raise ConfigError(f"workload.group {self.group} doesn't divide {schedule.ranks} ranks")
         if self.algorithm == "hierarchical":
             hierarchical.hierarchical_all_reduce(schedule, self.bytes, self.group)
         elif self.algorithm == "torus":
             hierarchical.torus_all_reduce(schedule, self.bytes, self.shape, self.at_once)
         elif self.algorithm == "tree":
             tree.tree_all_reduce(schedule, self.bytes, self.chunks)
+        elif self.algorithm == "broadcast":
+            tree.tree_broadcast(schedule, self.bytes, self.chunks)
         else:
             SIMPLE[self.algorithm](schedule, self.bytes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 from luban.netsim.engine.layout import CLASSES
 from luban.netsim.flows import Flow, at_microseconds
 from luban.netsim.topology.network import Network
@@ -23,7 +23,8 @@ class Flows(Workload):
     """Flows as text: `"0 3 1e6"` sends 1 MB from host 0 to host 3, `"0 3 1e6 50"` after 50 µs, `"0 3 1e6 50 2"` in class 2,
     `"0 3 1e6 50 2 4.0"` with weight 4; `"0 3 1e6 via spine2 leaf1"` by segment routing over these switches."""
 
-    flows_list: tuple[str, ...]  # the flows
+    # each "FROM TO BYTES [START_US [CLASS [WEIGHT]]] [via SWITCH …]" with numbers of hosts, as "0 3 1e6 50 2 4.0 via leaf0 spine1"
+    flows_list: tuple[str, ...]
 
     def flows(self, network: Network, rng: np.random.Generator) -> list[Flow]:
         """One flow a text."""
@@ -43,10 +44,16 @@ class Flows(Workload):
         _check(text, size, start, cls, weight)
         for host in (src, dst):
             if not math.isfinite(host) or host != int(host) or not 0 <= host < hosts:
-                raise DataError(f"workload.flows_list: {text!r} names host {host:g}; there are hosts 0 to {hosts - 1}")
+                raise ConfigError(
+                    f"workload.flows_list: {text!r} names host {host:g}; there are hosts 0 to {hosts - 1}"
+                )
+        if src == dst:
+            raise ConfigError(
+                f"workload.flows_list: {text!r} sends from host {src:g} to itself: FROM and TO must differ"
+            )
         for name in names.split():
             if name not in network.names:
-                raise DataError(f"workload.flows_list: {text!r} goes over {name}, which the topology doesn't have")
+                raise ConfigError(f"workload.flows_list: {text!r} goes over {name}, which the topology doesn't have")
         segments = tuple(map(network.names.index, names.split())) if via else None
         begins = at_microseconds(start)
         return Flow(int(src), int(dst), int(size), start=begins, cls=int(cls), weight=weight, segments=segments)

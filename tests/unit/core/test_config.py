@@ -128,11 +128,15 @@ def test_another_type_keeps_the_fields_that_both_have_and_says_what_it_lacks(tmp
     for assignments, optimizer, words in (
         ([], AdamW(lr=0.25, beta2=0.9), ""),
         ([("optim.type", "adamw")], AdamW(lr=0.25, beta2=0.9), ""),
-        ([("optim.type", "muon")], Muon(lr=0.25), "optim.type muon keeps lr = 0.25 and has no beta2"),
+        (
+            [("optim.type", "muon")],
+            Muon(lr=0.25),
+            "optim.type muon keeps lr = 0.25 from the type before and leaves out beta2, which it doesn't have",
+        ),
         (
             [("optim.momentum", "0.8"), ("optim.type", "muon"), ("optim.lr", "1")],
             Muon(lr=1.0, momentum=0.8),
-            "no beta2",
+            "leaves out beta2",
         ),
     ):
         assert from_dict(Recipe, override(load_toml(tmp_path / "a.toml"), assignments)).optim == optimizer

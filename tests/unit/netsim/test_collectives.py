@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
-from luban.netsim.collectives import halving_doubling, hierarchical, pairwise, ring, tree
+from luban.netsim.collectives import halving_doubling, hierarchical, pairwise, ring
 from luban.netsim.collectives.schedule import Schedule
 from luban.netsim.congestion.constant import Constant
 from luban.netsim.simulation import Simulation
@@ -138,7 +138,7 @@ def test_pipelines_and_broadcasts():
     simulation.run()
     assert simulation.makespan() == pytest.approx((6 + 4 - 1) * 3e-3, rel=0.01)
     schedule = Schedule(list(range(9)))
-    tree.tree_broadcast(schedule, 9000, chunks=3)
+    Collective(algorithm="broadcast", bytes=9000, chunks=3).add_to(schedule)
     assert {f.dst for f in schedule.flows} == set(range(1, 9))
 
 
@@ -249,9 +249,9 @@ def test_bad_collectives_are_refused():
     with pytest.raises(ConfigError, match="schedule interleaved is not simulated"):
         plan = ParallelPlan(pipeline=2, schedule="interleaved", microbatches=2)
         TrainingStep(plan=plan).flows(network, RNG)
-    with pytest.raises(DataError, match="2, 4, 8"):
+    with pytest.raises(ConfigError, match="2, 4, 8"):
         halving_doubling.recursive_doubling_all_reduce(Schedule(list(range(6))), 10)
-    with pytest.raises(DataError, match="don't divide"):
+    with pytest.raises(ConfigError, match="don't divide"):
         hierarchical.hierarchical_all_reduce(Schedule(list(range(8))), 10, 3)
     with pytest.raises(ConfigError, match="2, 8, 32"):
         halving_doubling_hosts(16)

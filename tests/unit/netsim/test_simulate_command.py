@@ -1,7 +1,9 @@
 """`luban simulate` through the real command line."""
 
+import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,7 +184,18 @@ def test_the_defaults_of_star_and_incast_go_together(tmp_path, capsys):
         (["FILE", "--topolgy.hosts", "4"], "did you mean 'topology'"),
         (["FILE", "--workload.senders", "3"], "from 1 to 2"),
         (["FILE", "--workload.receiver", "7"], "hosts 0 to 2"),
-        (["FILE", "--switch.buffer_bytes", "10"], "hold no packet"),
+        (["FILE", "--switch.buffer_bytes", "10"], "switch.buffer_bytes 10 holds no packet: one has 1090 bytes"),
+        (["FILE", "--switch.port_bytes", "10"], "switch.port_bytes 10 holds no packet"),
+        (["FILE", "--topology.host_gbps", "0"], "topology.host_gbps must be at least 0.001 Gb/s, 0 given"),
+        (["FILE", "--topology.delay_us", "-1"], "topology.delay_us must not be below 0 µs, -1 given"),
+        (
+            ["FILE", "--run.watch", "host0→host1"],
+            "run.watch: 'host0→host1': no link joins host0 and host1; host0 is joined to switch",
+        ),
+        (["FILE", "--run.watch_flows", "9"], "run.watch_flows: there is no flow 9, only 0 to 1"),
+        (["FILE", "extra"], "2 given: extra is one word too many"),
+        (["torus_allreduce", "--workload.shape", "2,2,2"], "workload.shape 2,2,2 must multiply to the 64 ranks"),
+        (["torus_allreduce", "--workload.at_once", "2"], "workload.at_once must be 1, 3 or 6"),
         (["FILE", "--switch.headroom_bytes", "10"], "are needed"),
         (["FILE", "--run.watch", "switch→host9"], "run.watch"),
         (["FILE", "--run.until_us", "-1"], "must not be below 0"),
@@ -195,7 +208,7 @@ def test_bad_input_is_one_line(words, said, scenario, capsys):
     words = [str(scenario) if word == "FILE" else word for word in words]
     code = main(["simulate", "--json", *words])
     printed = capsys.readouterr()
-    assert code in (1, 2) and said in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert code == 2 and said in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
 @pytest.mark.parametrize(
@@ -215,12 +228,14 @@ def test_bad_input_is_one_line(words, said, scenario, capsys):
         ("0 1 10 0 1 0", "WEIGHT must be a number above 0, at most 1e+06, 0 given"),
         ("0 1 10 0 1 nan", "WEIGHT must be"),
         ("0 1 1e15", "at most 1073741824"),
+        ("1 1 10", "'1 1 10' sends from host 1 to itself: FROM and TO must differ"),
+        ("0 1 10 via spine", "goes over spine, which the topology doesn't have"),
     ],
 )
 def test_a_flow_that_cannot_be_is_refused_by_its_field(flow, said, tmp_path, capsys):
     path = tmp_path / "flows.toml"
     path.write_text(f'[topology]\ntype = "star"\nhosts = 3\n[workload]\ntype = "flows"\nflows_list = ["{flow}"]\n')
-    assert main(["simulate", "--json", str(path)]) in (1, 2)
+    assert main(["simulate", "--json", str(path)]) == 2
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
 
@@ -316,3 +331,45 @@ def test_links_within_a_row_are_arcs_and_few_sizes_a_table():
     table = slowdown_chart(flows)
     assert "<svg" not in table and "<td>1 kB</td><td>150</td><td>1.75</td>" in table
     assert "<svg" in slowdown_chart([{**row, "bytes": row["bytes"] + i} for i, row in enumerate(flows)])
+
+
+def test_the_example_of_a_file_in_the_documentation_runs(tmp_path, capsys):
+    """Hosts, links and flows are as the page says: link 2 joins s0 and s1, and its ports carry the flows between them."""
+    page = (Path(__file__).parents[3] / "docs" / "NETWORK.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.+?)```", page, re.DOTALL)
+    path, out = tmp_path / "example.toml", tmp_path / "out"
+    path.write_text(example)
+    assert main(["simulate", str(path), "--out", str(out), "--run.watch_flows", "0,1"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2 finished" in printed
+    ports = {row["port"]: row for row in map(json.loads, (out / "ports.jsonl").read_text().splitlines())}
+    assert ports["s0→s1"]["link"] == 2 and ports["s0→s1"]["gbps"] == 50
+    samples = [json.loads(line)["received_bytes"] for line in (out / "queues.jsonl").read_text().splitlines()]
+    assert max(row["0"] for row in samples) <= 1_000_000 and samples[-1]["1"] > 0
+    assert all(before["0"] <= after["0"] for before, after in itertools.pairwise(samples))
+
+
+def test_the_help_says_how_texts_are_written(capsys):
+    assert main(["simulate", "ruta_segments", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        '"FROM TO BYTES [START_US [CLASS [WEIGHT]]] [via SWITCH …]"' in said
+        and '"NODE NODE GBPS [MICROSECONDS]"' in said
+    )
+    assert said.count("as in ports.jsonl") == 1 and "names that begin with host or gpu are hosts" in said
+
+
+def test_too_many_packets_in_flight_leave_what_there_is(scenario, monkeypatch, capsys):
+    monkeypatch.setattr("luban.netsim.simulation.MOST_PACKETS", 4096)
+    words = ["--transport.type", "constant", "--workload.bytes", "8000000"]
+    assert main(["simulate", str(scenario), "--json", *words]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert "more than 4096 packets in flight" in printed.err and found["reason"] in printed.err
+    assert found["packets_delivered"] > 0 and found["completion_seconds"] is None
+
+
+def test_a_type_that_replaces_another_says_what_it_leaves_out(capsys):
+    assert main(["simulate", "incast", "--json", "--topology.type", "fat_tree", "--workload.bytes", "1000"]) == 0
+    said = capsys.readouterr().err
+    assert "topology.type fat_tree leaves out hosts, which it doesn't have" in said

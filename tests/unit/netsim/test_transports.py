@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from netsim_networks import MILLISECOND
+from netsim_networks import MILLISECOND, path_through
 
-from luban.core.errors import ConfigError, DataError
+from luban.core.errors import ConfigError
 from luban.netsim.congestion.constant import Constant
 from luban.netsim.congestion.hpcc import Hpcc
 from luban.netsim.congestion.solar import Solar
 from luban.netsim.flows import Flow
 from luban.netsim.simulation import Simulation
 from luban.netsim.switches import Switches
-from luban.netsim.topology.clos import LeafSpine
+from luban.netsim.topology.clos import LeafSpine, Star
 
 LOSSY = Switches(flow_control="lossy", buffer_bytes=200_000)
 
@@ -131,18 +131,17 @@ def test_with_solar_no_io_hangs_when_a_path_dies():
 def test_source_routes_are_followed():
     network = leaves()
     spine2 = network.names.index("spine2")
-    route = network.path_through(0, [network.names.index("leaf0"), spine2, network.names.index("leaf1")], 5)
+    route = path_through(network, 0, [network.names.index("leaf0"), spine2, network.names.index("leaf1")], 5)
     simulation = Simulation(network, [Flow(0, 5, 100_000, route=route)], Constant())
     simulation.run()
     used = {network.port_name(p) for p in np.flatnonzero(simulation.state.ports["tx_bytes"])}
     assert {"leaf0→spine2", "spine2→leaf1"} <= used and "leaf0→spine1" not in used
-    with pytest.raises(DataError, match="no link joins"):
-        network.path_through(0, [spine2], 5)
+    with pytest.raises(ConfigError, match="no link joins"):
+        path_through(network, 0, [spine2], 5)
 
 
 def test_a_chain_of_memories_on_nics_reduces_at_line_rate():
     """NetDAM: 2^29 fp32 summed along a ring of four nodes, without a host: the bound by bandwidth."""
-    from luban.netsim.topology.clos import Star
     from luban.netsim.workloads.collective import Collective
 
     network = Star(hosts=4, delay_us=0.2).network()
@@ -154,13 +153,13 @@ def test_a_chain_of_memories_on_nics_reduces_at_line_rate():
 
 def test_bad_flows_are_said():
     network = leaves()
-    with pytest.raises(DataError, match="to itself"):
+    with pytest.raises(ConfigError, match="to itself"):
         Simulation(network, [Flow(1, 1, 10)], Constant())
-    with pytest.raises(DataError, match="hosts 0 to 7"):
+    with pytest.raises(ConfigError, match="hosts 0 to 7"):
         Simulation(network, [Flow(1, 8, 10)], Constant())
-    with pytest.raises(DataError, match="waits for flow 3"):
+    with pytest.raises(ConfigError, match="waits for flow 3"):
         Simulation(network, [Flow(1, 2, 10, after=(3,))], Constant())
-    with pytest.raises(DataError, match="classes are 1 to 3"):
+    with pytest.raises(ConfigError, match="classes are 1 to 3"):
         Simulation(network, [Flow(1, 2, 10, cls=0)], Constant())
     waiting = Simulation(network, [Flow(1, 2, 10, after=(1,)), Flow(2, 3, 10, after=(0,))], Constant())
     assert waiting.run().reason == "nothing more can happen, and flows are unfinished"
@@ -200,7 +199,7 @@ def test_adaptive_routing_leaves_the_port_that_others_fill():
     """Of two spines one is filled by a flow that is bound to it: adaptive packets take the other, sprayed ones both."""
     network = LeafSpine(leaves=2, spines=2, hosts_per_leaf=4).network()
     node = {name: i for i, name in enumerate(network.names)}
-    bound = network.path_through(0, [node["leaf0"], node["spine0"], node["leaf1"]], 4)
+    bound = path_through(network, 0, [node["leaf0"], node["spine0"], node["leaf1"]], 4)
 
     def share(routing):
         transport = Constant(routing=routing, recovery="selective", reorder=0, window_bdp=3.0)
@@ -250,9 +249,9 @@ def test_segments_are_passed_one_by_one_and_their_bytes_taken_off():
 
 def test_bad_segments_are_said():
     network = leaves()
-    with pytest.raises(DataError, match=r"segment \d+ is no switch"):
+    with pytest.raises(ConfigError, match=r"segment \d+ is no switch"):
         Simulation(network, [Flow(0, 4, 10, segments=(network.hosts[3],))], Constant())
-    with pytest.raises(DataError, match="the same segment twice"):
+    with pytest.raises(ConfigError, match="the same segment twice"):
         Simulation(network, [Flow(0, 4, 10, segments=(network.names.index("spine0"),) * 2)], Constant())
 
 
@@ -272,3 +271,11 @@ def test_delayed_acknowledgements_halve_their_number_and_lose_none():
     assert slow.makespan() == pytest.approx(9 * 500e-6, rel=0.05)
     with pytest.raises(ConfigError, match="ack_every 2"):
         Constant(ack_every=2, recovery="selective")
+
+
+def test_a_code_without_congestion_control_is_no_other_one():
+    class Unknown(Constant):
+        code = 99
+
+    with pytest.raises(ValueError, match="no congestion control has this code"):
+        Simulation(Star(hosts=2).network(), [Flow(0, 1, 1000)], Unknown()).run()

@@ -91,7 +91,9 @@ def test_a_shipped_recipe_keeps_its_warm_up_and_decay_under_another_schedule_and
     assert (recipe.schedule.warmup, recipe.schedule.final) == (10, 0.05)
     assert (recipe.optim.lr, recipe.optim.weight_decay) == (1e-3, 0.0)
     assert from_dict(Recipe, override(load_toml(path), [("schedule.type", "constant")])).schedule.warmup == 10
-    assert "schedule.type constant keeps warmup = 10 and has no final" in capsys.readouterr().err
+    assert (
+        "schedule.type constant keeps warmup = 10 from the type before and leaves out final" in capsys.readouterr().err
+    )
 
 
 def test_another_mixer_keeps_a_presets_heads_and_says_nothing_of_defaults(capsys):
