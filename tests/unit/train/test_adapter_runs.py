@@ -137,3 +137,17 @@ def test_a_run_over_a_base_in_four_bits(recipe, base, tmp_path):
     with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
         merged(m)
     export_adapter(m, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{**LORA, "targets": ("q", "*.blocks.2.mixer.*")}, {"type": "llama_adapter", "layers": 3}],
+    ids=["pattern", "llama_adapter"],
+)
+def test_adapters_of_upper_layers(adapter, recipe, base, tmp_path):
+    """A step's time is predicted from models of one and two layers, which lack what the adapter names."""
+    data = {"path": str(base.parent / "shards")}
+    deep = pretrain(from_dict(Recipe, {**TINY, "model": {**MODEL, "layers": 3}, "data": data}), tmp_path / "deep")
+    run = pretrain(from_dict(Recipe, {**TINY, "init": str(deep), "data": data, "adapter": adapter}), tmp_path / "run")
+    assert read_manifest(run).status == "finished"
+    assert any(".blocks.2." in name for name in tensors(run, 2))
