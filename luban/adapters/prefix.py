@@ -79,6 +79,13 @@ class PrefixTuning(PTuningV2):
 
     network: int = 512  # M, its inner width
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.network < 1:
+            raise ConfigError(
+                f"adapter.network must be at least 1, {self.network} given; p_tuning_v2 is the kind without a network"
+            )
+
     @property
     def hidden(self) -> int:
         """M."""

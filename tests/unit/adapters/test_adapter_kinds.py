@@ -298,6 +298,10 @@ def test_dropout_is_for_training_alone():
 
 BAD = {
     "nothing": (LoRA(targets=("gat",)), "matches no projection of this model.*did you mean 'gate'"),
+    "far": (
+        LoRA(targets=("mlp",)),
+        "^adapter target 'mlp' matches no projection of this model; its .* have the roles q, k,",
+    ),
     "pattern": (LoRA(targets=("encoder.*",)), "roles q, k, v, o, gate, up, down, lm_head"),
     "embedding": (LoRA(targets=("embedding",)), "take no adapter"),
     "rank": (LoRA(rank=17), r"rank 17 is above the width of decoder.blocks.0.mixer.qkv.k \(16 × 32\): at most 16"),
@@ -312,6 +316,12 @@ def test_what_can_not_be_is_refused(name):
     config, reason = BAD[name]
     with pytest.raises(ConfigError, match=reason):
         config.adapt(build_model(SPEC, device="meta"))
+
+
+def test_a_network_without_width_is_refused():
+    for width in (0, -3):
+        with pytest.raises(ConfigError, match=f"adapter.network must be at least 1, {width} given; p_tuning_v2"):
+            PrefixTuning(network=width)
 
 
 def test_norms_are_those_that_houlsby_trains():
