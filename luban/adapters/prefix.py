@@ -34,6 +34,8 @@ def require_prompts(spec: ModelSpec, what: str) -> None:
     shapes = {layer.mixer.attention(spec.width) for layer in spec.layers}
     if None in shapes or len({shape[1:3] for shape in shapes if shape is not None}) > 1:
         raise UnsupportedError(f"{what} needs layers that all attend with the same key heads")
+    if not all(layer.mixer.sees_prefix for layer in spec.layers):
+        raise UnsupportedError(f"{what} needs layers in which every token can attend to it (mixer grouped)")
     if any(shape.layout is not None for shape in shapes if shape is not None):
         raise UnsupportedError(f"{what} doesn't go with a block-sparse layout")
 

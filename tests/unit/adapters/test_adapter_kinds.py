@@ -30,7 +30,10 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
 from luban.nn.linear import matmul_owners
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.objectives.causal import Causal
 
 V, E, L, F, H, K, D = 37, 32, 3, 48, 4, 2, 8
@@ -322,6 +325,14 @@ def test_a_network_without_width_is_refused():
     for width in (0, -3):
         with pytest.raises(ConfigError, match=f"adapter.network must be at least 1, {width} given; p_tuning_v2"):
             PrefixTuning(network=width)
+
+
+@pytest.mark.parametrize("mixer", [Dilated(heads=4), LSH(heads=4), Routing(heads=4)], ids=["dilated", "lsh", "routing"])
+@pytest.mark.parametrize("name", ["llama adapter", "prompt", "prefix", "p-tuning v2"])
+def test_prompts_need_layers_that_attend_to_them(mixer, name):
+    spec = uniform(vocab_size=V, width=E, layers=L, context=64, mixer=mixer, feedforward=SwiGLU(width=F))
+    with pytest.raises(UnsupportedError, match="mixer grouped"):
+        ALL[name].adapt(build_model(spec, device="meta"))
 
 
 def test_norms_are_those_that_houlsby_trains():
