@@ -20,8 +20,9 @@ from luban.core.errors import ArtifactError, LineageError
 from luban.core.whole_directory import incomplete_path
 from luban.load.tensors import read_tensors
 from luban.models.base import Model
-from luban.models.build import state_of
+from luban.models.build import build_model, state_of
 from luban.models.convert.base import Format, format_for, format_of
+from luban.models.spec import ModelSpec, read_spec
 from luban.nn.linear import store_column_major
 from luban.nn.packed import KINDS
 
@@ -45,6 +46,7 @@ class StoredAdapter:
         "float"  # how a PEFT directory says that the base was kept (`AdapterConfig.base`)
     )
     manifest: Manifest | None = None  # of the run or checkpoint
+    spec: ModelSpec | None = None  # of the run's model, whose head may be another than the base's
     home: Path | None = None  # the run with its tokenizer
 
 
@@ -103,6 +105,7 @@ def find_adapter(path: Path) -> StoredAdapter:
         base=str(manifest.figures.get("base", "")),
         base_weights=str(manifest.config.get("base_weights", "")),
         manifest=manifest,
+        spec=read_spec(place),
         home=home,
     )
 
@@ -119,10 +122,22 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
     """
     found = weights_hash(state_of(m.module))
     require_base(adapter, found, base)
+    if adapter.spec is not None and adapter.spec.head != m.spec.head:
+        m = under_head(m, adapter.spec)
     config, tensors = in_our_names(m, adapter)
     put_in(m.module, config, tensors, adapter.path)
     store_column_major(m.module)
     return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
+
+
+@torch.no_grad()
+def under_head(m: LoadedModel, spec: ModelSpec) -> LoadedModel:
+    """The model with the head of `spec`, which the adapter holds."""
+    module, kept = build_model(spec, seed=0), state_of(m.module)
+    for name, tensor in state_of(module).items():
+        if not name.startswith("head."):
+            tensor.copy_(kept[name])
+    return replace(m, spec=spec, module=module)
 
 
 def require_base(adapter: StoredAdapter, found: str, base: str) -> None:
