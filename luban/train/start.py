@@ -73,8 +73,9 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
             f"{recipe.init} --merge --out DIR)"
         )
     adapter = recipe.adapter
-    if spec.head != model.spec.head and any(name.startswith("head.") for name in weights):
-        adapter = replace(adapter, modules_to_save=tuple(dict.fromkeys((*adapter.modules_to_save, "head"))))
+    if spec.head != model.spec.head:  # a tied output layer, which is no tensor of its own, isn't among them
+        new = (name.rpartition(".")[0] for name in weights if name.startswith("head."))
+        adapter = replace(adapter, modules_to_save=tuple(dict.fromkeys((*adapter.modules_to_save, *new))))
     weights = weights | adapter.initial(spec, weights, recipe.train.seed)
     base = weights_hash(state_of(model.module))
     return Start(spec=checked, weights=weights, parents=parents, base=base, adapter=adapter)

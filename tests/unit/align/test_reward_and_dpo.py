@@ -93,6 +93,11 @@ def test_a_joint_model_ranks_and_writes(tiny_checkpoint, pairs, tmp_path):
     weights = {name: t for name, t in load_file(tied / "model.safetensors").items() if name != "head.weight"}
     save_file(weights, tied / "model.safetensors")
     recipe = rewarding(tied, pairs)
+    few = replace(recipe, adapter=LoRA(rank=2), train=replace(recipe.train, steps=1), objective=Ranking(language=1.0))
+    adapted = load_model(reward(few, tmp_path / "adapted"))  # its embedding isn't trained with the new head
+    assert torch.equal(
+        state_of(adapted.module)["decoder.embedding.tokens.weight"], weights["decoder.embedding.tokens.weight"]
+    )
     run = reward(replace(recipe, objective=Ranking(language=1.0)), tmp_path / "joint")
     model = RewardModel.load(run)
     before = model.score("say 99", "aaa")
@@ -115,7 +120,7 @@ def test_an_adapter_trains_the_new_head_with_it(tiny_checkpoint, pairs, tmp_path
     figures = read_manifest(run).figures
     assert figures["accuracy"] > 0.9
     m, base = load_model(run), load_model(tiny_checkpoint)
-    assert m.adapter.config.modules_to_save == ("head",)
+    assert m.adapter.config.modules_to_save == ("head.output",)
     assert m.adapter.base_weights == weights_hash(state_of(base.module))
     kept, frozen = state_of(m.module), state_of(base.module)
     assert all(torch.equal(kept[name], tensor) for name, tensor in frozen.items() if not name.startswith("head."))
