@@ -370,5 +370,8 @@ def test_a_packed_base(base):
     for (name, ours), theirs in zip(trainable(model).items(), trainable(right).values(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
     assert plain is not model
-    with pytest.raises(ConfigError, match="reads the weights that it adapts"):
+    with pytest.raises(ConfigError, match="reads the weight that it adapts"):
         DoRA(base=base).adapt(build_model(SPEC, device="meta"))
+    ungated = uniform(vocab_size=V, width=E, layers=1, mixer=Grouped(heads=H), feedforward=GELU(width=F))
+    with pytest.raises(ConfigError, match=r"at decoder\.blocks\.0\.feedforward\.down reads the weight"):
+        IA3(base=base).adapt(build_model(ungated, device="meta"))
