@@ -162,7 +162,7 @@ def random_model(everyone: list[Person], folder: Path, seed: int) -> Path:
 
 def closed_book(start: Path, known: list[Person], trained: list[Person], args: argparse.Namespace) -> Generator:
     """Trained on the texts about all people, as answers to a request for them, and on the questions about some."""
-    generator = Generator(luban.load_model(start))
+    generator = Generator(luban.load_model(start, args.device))
     pairs = [(f"Tell me about {person.name}.", person.text) for person in known]
     pairs += [pair for person in trained for pair in person.asked]
     rng, total = random.Random(args.seed), args.closed_steps
@@ -206,6 +206,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
     questions = [pair for person in asked for pair in person.asked]
     closed = without_index(closed_book(start, everyone, trained, args), questions)
     found = [{"seed": args.seed, "model": "closed book", "exact_match": closed}]
+    print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     for kind in ("sequence", "token"):
         recipe = RagRecipe(
             data=data,
@@ -220,10 +221,13 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
             lr=args.lr,
             answer_tokens=8,
             seed=args.seed,
+            device=args.device,
         )
         figures = train_rag(recipe, folder / kind)
-        rag = load_rag(folder / kind)
-        before, after = (RagAsker(Index(path), rag, beams=2, max_tokens=8) for path in (index, swapped))
+        rag = load_rag(folder / kind, args.device)
+        before, after = (
+            RagAsker(Index(path, device=args.device), rag, beams=2, max_tokens=8) for path in (index, swapped)
+        )
         said = [(before.ask(q).written, after.ask(q).written) for q, _ in questions]
         new = [pair for person in moved for pair in person.asked]
         changed = [old != now for old, now in zip(questions, new, strict=True)]
@@ -256,6 +260,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--closed-steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     rows = []
     for seed in range(args.seeds):

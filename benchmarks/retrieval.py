@@ -1,7 +1,8 @@
 """Exact inner product search beside faiss's flat index, HNSW beside exact search, BM25 beside bm25s; encoding beside
 sentence-transformers where that is installed.
 
-    python benchmarks/retrieval.py --vectors 1000000 --threads 2
+    python benchmarks/retrieval.py --vectors 1000000 --threads 2 --hnsw
+    python benchmarks/retrieval.py --only dense --device cuda
 
 Vectors are drawn in clusters, of unit length. faiss.knn is what faiss.IndexFlatIP runs, without a second copy of the vectors.
 """
@@ -18,7 +19,9 @@ import torch
 
 from luban.core.seeding import generator
 from luban.retrieval.bm25 import BM25, K1, B, Postings
-from luban.retrieval.hnsw import Graph
+from luban.retrieval.dense import quantise
+from luban.retrieval.fusion import Ranking
+from luban.retrieval.hnsw import EXPANSIONS, Graph
 from luban.retrieval.mips import exact_search
 from luban.retrieval.terms import terms
 
@@ -38,17 +41,22 @@ def clustered(rng: np.random.Generator, count: int, width: int, centres: np.ndar
     return made
 
 
-def rate(run: Callable[[], object], queries: int, rounds: int) -> tuple[float, float, float]:
-    """(median, least, largest) queries a second."""
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        run()
-        times.append(queries / (time.perf_counter() - began))
-    return statistics.median(times), min(times), max(times)
+Rates = tuple[float, float, float]  # (median, least, largest) queries a second
 
 
-def show(name: str, found: tuple[float, float, float], note: str = "") -> None:
+def rates(runs: dict[str, Callable[[], object]], queries: int, rounds: int) -> dict[str, Rates]:
+    """Of each, in turns, so that all of them meet the same load of the machine; a first round isn't counted."""
+    times = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                times[name].append(queries / (time.perf_counter() - began))
+    return {name: (statistics.median(found), min(found), max(found)) for name, found in times.items()}
+
+
+def show(name: str, found: Rates, note: str = "") -> None:
     print(f"{name:<34} {found[0]:10.1f} queries/s ({found[1]:.1f} to {found[2]:.1f})  {note}", flush=True)
 
 
@@ -58,35 +66,69 @@ def dense(args: argparse.Namespace) -> None:
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     vectors = clustered(rng, args.vectors, args.width, centres)
     queries = clustered(rng, args.queries, args.width, centres)
-    held = torch.from_numpy(vectors)
+    held, rows = torch.from_numpy(vectors).to(args.device), torch.from_numpy(queries).to(args.device)
+    small, scales = (torch.from_numpy(each).to(args.device) for each in quantise(vectors))
+    flat = {}
     for count in (1, args.queries):
-        some = queries[:count]
         runs: dict[str, Callable[[], object]] = {
-            "luban exact": lambda some=some: exact_search(held, torch.from_numpy(some), args.k)
+            "luban exact": lambda n=count: waited(exact_search(held, rows[:n], args.k)),
+            "luban exact, int8": lambda n=count: waited(exact_search(small, rows[:n], args.k, scales=scales)),
         }
-        try:
-            import faiss
+        if args.device == "cpu":
+            try:
+                import faiss
 
-            faiss.omp_set_num_threads(args.threads)
-            runs["faiss flat"] = lambda some=some: faiss.knn(some, vectors, args.k, faiss.METRIC_INNER_PRODUCT)
-        except ImportError:
-            print("faiss-cpu isn't installed")
-        for name, run in runs.items():
-            show(f"{name}, {count} queries together", rate(run, count, args.rounds))
+                faiss.omp_set_num_threads(args.threads)
+                runs["faiss flat"] = lambda n=count: faiss.knn(queries[:n], vectors, args.k, faiss.METRIC_INNER_PRODUCT)
+            except ImportError:
+                print("faiss-cpu isn't installed")
+        flat = rates(runs, count, args.rounds)
+        for name, found in flat.items():
+            size = vectors.nbytes / (4 if "int8" in name else 1)
+            read = f"reads {found[0] * size / 1e9:.0f} GB/s" if count == 1 else ""
+            show(f"{name}, {count} queries together", found, read)
+    if args.device != "cpu":
+        copied = statistics.median(1 / seconds for seconds in times_of(lambda: waited(held.clone()), args.rounds))
+        print(f"{'a copy reads and writes':<34} {2 * copied * vectors.nbytes / 1e9:10.0f} GB/s")
     if args.hnsw:
-        graph = Graph.empty(args.width)
+        graph_beside(args, vectors, queries, flat["luban exact"][0])
+
+
+def waited(found: object) -> object:
+    """What was found, once the device has found it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return found
+
+
+def times_of(run: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each round; a first one isn't counted."""
+    found = []
+    for _ in range(rounds + 1):
         began = time.perf_counter()
-        graph.add(np.arange(args.vectors), vectors, args.threads)
-        built = time.perf_counter() - began
-        present = np.ones(args.vectors, dtype=bool)
+        run()
+        found.append(time.perf_counter() - began)
+    return found[1:]
 
-        def search() -> list:
-            return graph.search(queries, args.k, present, lambda query, places: vectors[places] @ query)
 
-        _, exact = exact_search(held, torch.from_numpy(queries), args.k)
-        shared = [len(set(p.tolist()) & set(e)) for (p, _), e in zip(search(), exact.tolist(), strict=True)]
-        note = f"recall@{args.k} {sum(shared) / (args.k * len(queries)):.3f}, built in {built:.0f} s"
-        show("luban HNSW", rate(search, len(queries), args.rounds), note)
+def graph_beside(args: argparse.Namespace, vectors: np.ndarray, queries: np.ndarray, exact_rate: float) -> None:
+    """A graph of the vectors: recall and rate by how many candidates are held while a query is answered."""
+    graph = Graph.empty(args.width)
+    began = time.perf_counter()
+    graph.add(np.arange(args.vectors), vectors, args.threads)
+    print(f"HNSW of {args.vectors} vectors built in {time.perf_counter() - began:.0f} s", flush=True)
+    present = np.ones(args.vectors, dtype=bool)
+    _, exact = exact_search(torch.from_numpy(vectors), torch.from_numpy(queries), args.k)
+
+    def search(expansion: int) -> list[Ranking]:
+        return graph.search(queries, args.k, present, lambda query, places: vectors[places] @ query, expansion)
+
+    for expansion in EXPANSIONS:
+        pairs = zip(search(expansion), exact.tolist(), strict=True)
+        shared = sum(len(set(places.tolist()) & set(right)) for (places, _), right in pairs)
+        (found,) = rates({"": lambda expansion=expansion: search(expansion)}, len(queries), args.rounds).values()
+        note = f"recall@{args.k} {shared / (args.k * len(queries)):.3f}, {found[0] / exact_rate:.0f} times exact search"
+        show(f"luban HNSW, {expansion} candidates", found, note)
 
 
 def lexical(args: argparse.Namespace) -> None:
@@ -97,14 +139,17 @@ def lexical(args: argparse.Namespace) -> None:
     asked = [" ".join(f"w{i}" for i in row) for row in rng.choice(WORDS, (args.queries, 8), p=shares)]
     postings = Postings.build([terms(text) for text in texts])
     ours = BM25([(postings, np.ones(len(texts), dtype=bool))])
-    show("luban BM25", rate(lambda: [ours.scores(terms(query)) for query in asked], len(asked), args.rounds))
+    runs: dict[str, Callable[[], object]] = {"luban BM25": lambda: [ours.scores(terms(query)) for query in asked]}
     try:
         import bm25s
+
+        peer = bm25s.BM25(method="lucene", k1=K1, b=B)
+        peer.index([text.split() for text in texts], show_progress=False)
+        runs["bm25s"] = lambda: [peer.get_scores(query.split()) for query in asked]
     except ImportError:
-        return
-    peer = bm25s.BM25(method="lucene", k1=K1, b=B)
-    peer.index([text.split() for text in texts], show_progress=False)
-    show("bm25s", rate(lambda: [peer.get_scores(query.split()) for query in asked], len(asked), args.rounds))
+        print("bm25s isn't installed")
+    for name, found in rates(runs, len(asked), args.rounds).items():
+        show(name, found)
 
 
 def encoding(args: argparse.Namespace) -> None:
@@ -117,16 +162,21 @@ def encoding(args: argparse.Namespace) -> None:
         return
     rng = generator(0, "texts")
     texts = [" ".join(rng.choice(["time", "water", "people", "house", "river"], 100)) for _ in range(args.texts)]
-    encoder = TextEncoder.load("minilm")
-    show("luban MiniLM, 100 words", rate(lambda: encoder.passages(texts), len(texts), args.rounds))
+    encoder = TextEncoder.load("minilm", args.device)
+    runs: dict[str, Callable[[], object]] = {"luban MiniLM, 100 words": lambda: encoder.passages(texts)}
     try:
         from sentence_transformers import SentenceTransformer
+
+        peer = SentenceTransformer(str(folder), device=args.device)
+        runs["sentence-transformers MiniLM"] = lambda: peer.encode(texts)
+        print(f"largest difference {np.abs(peer.encode(texts[:8]) - encoder.passages(texts[:8])).max():.1e}")
     except ImportError:
         print("sentence-transformers isn't installed")
-        return
-    peer = SentenceTransformer(str(folder), device="cpu")
-    show("sentence-transformers MiniLM", rate(lambda: peer.encode(texts), len(texts), args.rounds))
-    print(f"largest difference {np.abs(peer.encode(texts[:8]) - encoder.passages(texts[:8])).max():.1e}")
+    for name, found in rates(runs, len(texts), args.rounds).items():
+        show(name, found)
+
+
+PARTS = {"dense": dense, "lexical": lexical, "encoding": encoding}
 
 
 def main() -> None:
@@ -137,15 +187,15 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--passages", type=int, default=50_000, help="of BM25")
     parser.add_argument("--texts", type=int, default=64, help="to encode")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="of exact search and of encoding")
+    parser.add_argument("--threads", type=int, default=2, help="of a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hnsw", action="store_true", help="build a graph, too: minutes for a million vectors")
-    parser.add_argument("--only", choices=["dense", "lexical", "encoding"])
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name, part in (("dense", dense), ("lexical", lexical), ("encoding", encoding)):
-        if args.only in (None, name):
-            part(args)
+    for name in args.only:
+        PARTS[name](args)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class IndexArgs:
     text_field: str = "text"  # field of JSON, Parquet and CSV rows that holds the text
     add: bool = False  # add PATHS to the finished index --out; documents with the same source are replaced
     remove: tuple[str, ...] = ()  # sources, or patterns of them, to remove from the finished index --out
-    device: str = "cpu"  # for the encoder
+    device: str = "cpu"  # for the encoder and exact search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class SearchArgs:
     rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
     depth: int = 50  # passages that the cross-encoder reads
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
-    device: str = "cpu"  # for the encoder
+    device: str = "cpu"  # for the encoder and exact search
     json: bool = False  # print a list of {score, title, text, source, start, stop}
 
 
@@ -75,7 +75,7 @@ class AskArgs:
     decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
     beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
-    device: str = "cpu"  # for encoder and model
+    device: str = "cpu"  # for encoder, exact search and model
     dtype: str = "float32"  # precision of the model's weights
     json: bool = False  # print {answer, citations}
 
@@ -97,7 +97,7 @@ class EvalArgs:
     decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
     beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
-    device: str = "cpu"  # for the encoder
+    device: str = "cpu"  # for the encoder and exact search
     json: bool = False  # print the rows as JSON
 
 
@@ -110,7 +110,10 @@ def run(argv: Sequence[str]) -> int | None:
             "search": (search, "an index and a query → passages"),
             "ask": (ask, "an index, a model and a question → an answer with its sources"),
             "eval": (evaluate, "an index and questions → top-k accuracy, reciprocal rank; with a model EM and F1"),
-            "train": (rag_train.run, "questions with passages → a sentence encoder"),
+            "train": (
+                rag_train.run,
+                "questions → a sentence encoder, a cross-encoder, or a model with its passages summed out",
+            ),
         },
         argv,
     )
@@ -167,7 +170,10 @@ def index(argv: Sequence[str]) -> None:
         say(f"index {args.out}: {retriever}{f' with {encoder}' if encoder else ''}")
     say(f"index {args.out}: {figures['documents']} documents, {figures['passages']} passages")
     if "hnsw" in figures:
-        say(f"  HNSW finds {figures['hnsw']['recall_at_10']:.1%} of the exact ten best (recall@10)")
+        found = figures["hnsw"]
+        say(
+            f"  HNSW finds {found['recall_at_10']:.1%} of the exact ten best (recall@10), {found['expansion']} candidates held"
+        )
 
 
 def _named(encoder: str) -> tuple[Literal["bm25", "dense", "hybrid"], str | None]:

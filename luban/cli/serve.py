@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -13,12 +14,18 @@ from luban.core.arguments import parse
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
+if TYPE_CHECKING:
+    from luban.load.model import LoadedModel
+    from luban.retrieval.answering import PassageRetriever
+    from luban.serve.api.app import ServerOptions
+
 EXAMPLES = """
 luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
+luban serve runs/answers --index index   # a model of luban rag train: its passages are summed out
 luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
 luban serve runs/large --device cuda --dtype bfloat16 --plan.tensor 2   # one model over two GPUs
 luban serve smollm2 --cors https://chat.example.org --allowed-host models.example.org
@@ -52,7 +59,9 @@ class Arguments:
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
-    passages: int = 5  # of the index before a question at most
+    passages: int | None = (
+        None  # of the index before a question at most; none: 5, or as in training for one of rag train
+    )
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
@@ -117,7 +126,7 @@ def run(argv: Sequence[str]) -> None:
             "--requests-per-minute must be at least 1",
             args.requests_per_minute,
         ),
-        (args.passages >= 1, "--passages must be at least 1", args.passages),
+        (args.passages is None or args.passages >= 1, "--passages must be at least 1", args.passages),
         (args.max_adapters >= 1, "--max-adapters must be at least 1", args.max_adapters),
         (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
@@ -127,7 +136,7 @@ def run(argv: Sequence[str]) -> None:
         if not fine:
             raise UsageError(f"{right}, {given} given")
     plan = args.plan.checked()
-    from luban.load.model import LoadedModel, load_model
+    from luban.load.model import load_model
     from luban.serve.adapters import by_name
     from luban.serve.engine import Engine
     from luban.serve.run import serve
@@ -158,15 +167,19 @@ def run(argv: Sequence[str]) -> None:
             words, args.replicas, name=args.model, device=args.device, gpus=each, options=options, **place
         )
 
-    retriever = None
-    if args.index is not None:
-        from luban.retrieval.answering import PassageRetriever
-        from luban.retrieval.index import Index
-        from luban.retrieval.reranking import reranked
+    from luban.retrieval.rag.model import is_rag
 
-        index = Index(args.index, device=args.device)
-        retriever = PassageRetriever(reranked(index, args.rerank, args.device) or index, args.passages)
-        retriever.warm()
+    # a model that is divided need not fit one device
+    loaded_on = "cpu" if plan.tensor > 1 else args.device
+    if is_rag(args.model):
+        if plan.tensor > 1:
+            raise UsageError("--plan.tensor: a model of rag train answers on one device")
+        load, options = _summed_out(args, options)
+    else:
+        options = replace(options, retriever=_retriever(args))
+
+        def load() -> LoadedModel:
+            return load_model(args.model, device=loaded_on, dtype=args.dtype, adapter=alone)
 
     def engine(model: LoadedModel) -> Engine:
         return Engine(
@@ -184,14 +197,52 @@ def run(argv: Sequence[str]) -> None:
             device=args.device,
         )
 
-    # a model that is divided need not fit one device
-    loaded_on = "cpu" if plan.tensor > 1 else args.device
     serve(
-        lambda: load_model(args.model, device=loaded_on, dtype=args.dtype, adapter=alone),
+        load,
         name=args.model,
         host=args.host,
         port=args.port,
-        options=replace(options, retriever=retriever),
+        options=options,
         engine=engine,
         drain_seconds=args.drain_seconds,
     )
+
+
+def _retriever(args: Arguments) -> PassageRetriever | None:
+    """What finds passages for a model that reads them before the question."""
+    if args.index is None:
+        return None
+    from luban.retrieval.answering import DEFAULT_K, PassageRetriever
+    from luban.retrieval.index import Index
+    from luban.retrieval.reranking import reranked
+
+    index = Index(args.index, device=args.device)
+    retriever = PassageRetriever(reranked(index, args.rerank, args.device) or index, args.passages or DEFAULT_K)
+    retriever.warm()
+    return retriever
+
+
+def _summed_out(args: Arguments, options: ServerOptions) -> tuple[Callable[[], LoadedModel], ServerOptions]:
+    """A model of `luban rag train`: what gives its generator, and the options with what answers chats.
+
+    Raises UsageError for what it can't be served with, LineageError for an index of another encoder.
+    """
+    from luban.core.errors import UsageError
+    from luban.retrieval.index import Index
+    from luban.retrieval.rag.asking import RagAsker
+    from luban.retrieval.rag.model import GENERATOR, load_rag
+
+    if args.index is None:
+        raise UsageError(
+            f"{args.model} finds the passages of its answers in an index: name one by --index, or serve "
+            f"{args.model}/{GENERATOR}, which answers without"
+        )
+    for name in ("adapter", "rerank"):
+        if getattr(args, name):
+            raise UsageError(
+                f"--{name}: a model of rag train answers with its own generator and weighs its own passages"
+            )
+    rag = load_rag(args.model, args.device, args.dtype)
+    asker = RagAsker(Index(args.index, device=args.device), rag, args.passages)
+    model = replace(rag.generator.model, name=Path(args.model).resolve().name)
+    return lambda: model, replace(options, answerer=asker)

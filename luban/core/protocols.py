@@ -80,6 +80,42 @@ class Grounder(Protocol):
         ...
 
 
+class Answered(Protocol):
+    """An answer that was written from passages."""
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        ...
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Its tokens, the end token included."""
+        ...
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """All tokens that were read for it."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has an end, and was not cut at the most tokens."""
+        ...
+
+    def citations(self, answer: str) -> list[dict[str, Any]]:
+        """The passages that it comes from, as those of `Grounded`."""
+        ...
+
+
+class Answerer(Protocol):
+    """Finds passages for a question and answers it in its own way (models of `luban rag train`, `luban serve --index`)."""
+
+    def answer(self, question: str, max_tokens: int | None = None) -> Answered:
+        """The answer, of `max_tokens` at most. Raises DataError where the context can't hold the question."""
+        ...
+
+
 class Retriever(Protocol):
     """Finds passages for a question."""
 

@@ -12,7 +12,14 @@ NEAR = 0.01  # relative distance to the best held-out loss at which it counts as
 def predicted_vs_measured(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Rows (quantity, predicted, measured) of a run, from its manifest's figures and its metrics; empty if it recorded
     none. The prediction's caveats are in `figures["prediction_caveats"]`."""
-    known = [_memory(figures), _step(figures), _speed(figures), _waiting(figures), *_target(figures, rows)]
+    known = [
+        _memory(figures),
+        _step(figures),
+        _speed(figures),
+        _waiting(figures),
+        *_target(figures, rows),
+        _energy(figures),
+    ]
     known += [_message(row) for row in figures.get("messages", ())]
     lines = [line for line in known if line]
     return [
@@ -59,6 +66,17 @@ def _speed(figures: dict[str, Any]) -> tuple[str, str, str] | None:
         return f"{flops / each / 1e12:.3g} TFLOP/s{mfu}"
 
     return "model FLOP/s, MFU", rate(predicted) if predicted else "", rate(step)
+
+
+def _energy(figures: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Beside that of accelerators which draw all that they may."""
+    joules, read = figures.get("energy_joules"), figures.get("energy_share")
+    if joules is None or not read:
+        return None
+    most = read * figures.get("accelerator_watts", 0.0) * figures.get("seconds", 0.0)
+    name = "energy, read off the GPUs" if read == 1 else f"energy, read off {read:.0%} of the GPUs"
+    share = f", {joules / most:.0%} of that" if most else ""
+    return name, f"up to {most / 3.6e6:.3g} kWh" if most else "", f"{joules / 3.6e6:.3g} kWh{share}"
 
 
 def _message(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -6,8 +6,12 @@ N vectors, Q queries, E their width, k results.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEVELS = 127  # largest absolute value of an 8-bit number
 
@@ -29,6 +33,7 @@ class Vectors:
 
     def __init__(self, rows: np.ndarray, scales: np.ndarray | None = None):
         self.rows, self.scales = rows, scales
+        self._on: dict[str, tuple[Tensor, Tensor | None]] = {}  # device → both of them there
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,13 +59,18 @@ class Vectors:
         rows = self.rows[places]
         return rows if self.scales is None else rows.astype(np.float32) * self.scales[places, None]
 
-    def search(self, queries: np.ndarray, k: int, present: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) scores and places, by `luban.retrieval.mips.exact_search`."""
+    def search(
+        self, queries: np.ndarray, k: int, present: np.ndarray | None = None, device: str = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, k) scores and places, by `luban.retrieval.mips.exact_search` on a device, where the vectors stay."""
         import torch
 
         from luban.retrieval.mips import exact_search
 
-        scales = None if self.scales is None else torch.from_numpy(self.scales)
-        kept = None if present is None else torch.from_numpy(present)
-        found = exact_search(torch.from_numpy(self.rows), torch.from_numpy(queries), k, scales=scales, present=kept)
-        return found[0].numpy(), found[1].numpy()
+        if device not in self._on:
+            scales = None if self.scales is None else torch.from_numpy(self.scales).to(device)
+            self._on[device] = torch.from_numpy(self.rows).to(device), scales
+        rows, scales = self._on[device]
+        kept = None if present is None else torch.from_numpy(present).to(device)
+        found = exact_search(rows, torch.from_numpy(queries).to(device), k, scales=scales, present=kept)
+        return found[0].cpu().numpy(), found[1].cpu().numpy()

@@ -19,7 +19,16 @@ from luban.core.log import progress
 from luban.retrieval.fusion import Ranking, top
 
 CONNECTIVITY = 16  # neighbours of a node
-EXPANSION_ADD, EXPANSION_SEARCH = 128, 96  # candidates held while a vector is added, while a query is answered
+EXPANSION_ADD = 128  # candidates held while a vector is added
+EXPANSIONS = (
+    96,
+    192,
+    384,
+    768,
+)  # and while a query is answered: the first of them that finds enough, when a graph is built
+STORED = (
+    "bf16"  # precision of the graph's own copy of the vectors: half of float32's space and time, and the same recall
+)
 BATCH = 1 << 14  # vectors added between two lines of the progress bar
 SPARE = 16  # candidates beyond the k best, for rounding in the graph's distances
 
@@ -45,10 +54,10 @@ class Graph:
             _library().Index(
                 ndim=width,
                 metric="ip",
-                dtype="f32",
+                dtype=STORED,
                 connectivity=CONNECTIVITY,
                 expansion_add=EXPANSION_ADD,
-                expansion_search=EXPANSION_SEARCH,
+                expansion_search=EXPANSIONS[0],
             )
         )
 
@@ -72,7 +81,7 @@ class Graph:
             index = library.Index.restore(str(file), view=not writable)
             if index is None:
                 raise ValueError("no graph")
-            index.expansion_search = EXPANSION_SEARCH
+            index.expansion_search = EXPANSIONS[0]
             return cls(index)
         except (ValueError, RuntimeError, OSError) as error:
             raise ArtifactError(f"{file} is damaged: {error}") from None
@@ -97,7 +106,7 @@ class Graph:
             k + SPARE if left == len(present) else 2 * k * len(present) // max(left, 1) + SPARE, len(self.index)
         )
         while True:
-            self.index.expansion_search = max(expansion or EXPANSION_SEARCH, wanted)
+            self.index.expansion_search = max(expansion or EXPANSIONS[0], wanted)
             found = self._keys(queries, wanted)
             if wanted == len(self.index) or all(present[keys].sum() >= k for keys in found):
                 break

@@ -77,7 +77,7 @@ class Index:
     Args:
         path: from `luban rag index`.
         encoder: the encoder that built it, where it isn't where it was then; None: the path that the index remembers.
-        device: for the encoder.
+        device: for the encoder, and for exact search, whose vectors must fit into its memory.
 
     Raises:
         ArtifactError: no index, a damaged one, or one whose encoder is gone.
@@ -139,7 +139,7 @@ class Index:
     @cached_property
     def vectors(self) -> AllVectors:
         """The dense side."""
-        return AllVectors(self.segments)
+        return AllVectors(self.segments, self.device)
 
     @property
     def graph_file(self) -> Path | None:
@@ -237,7 +237,8 @@ class Index:
 
     def _dense(self, queries: np.ndarray, k: int, exact: bool) -> list[Ranking]:
         if self.graph is not None and not exact:
-            return self.graph.search(queries, k, self.present, self.vectors.inner)
+            expansion = self.manifest.figures["hnsw"].get("expansion")
+            return self.graph.search(queries, k, self.present, self.vectors.inner, expansion)
         return self.vectors.search(queries, k, self.present)
 
     def _joined(self, query: str, vector: np.ndarray, dense: Ranking, k: int, fusion: Fusion) -> Ranking:

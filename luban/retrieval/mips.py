@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 14  # vectors multiplied at a time
+BLOCK = 1 << 14  # vectors multiplied at a time on a CPU, whose scores stay in its cache
+LARGEST = 1 << 26  # on other devices so many scores, or 8-bit numbers made float: fewer, longer kernels
+FEW, GROUP = 2, 1 << 10  # queries that a CPU multiplies by batches of so many vectors
 
 
 def exact_search(
@@ -27,19 +29,38 @@ def exact_search(
     k = min(k, len(vectors))
     best = queries.new_empty((len(queries), 0))
     places = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-    for first in range(0, len(vectors), BLOCK):
-        block = slice(first, first + BLOCK)
+    size = BLOCK
+    if queries.device.type != "cpu":
+        size = max(BLOCK, LARGEST // max(len(queries), 1 if scales is None else vectors.shape[1], 1))
+    for first in range(0, len(vectors), size):
+        block = slice(first, first + size)
         rows = vectors[block]
         if scales is None:
-            scores = (queries.to(rows.dtype) @ rows.T).float()
+            scores = _products(rows, queries.to(rows.dtype)).float()
         else:
-            scores = (queries @ rows.float().T) * scales[block]
+            scores = _products(rows.float(), queries) * scales[block]
         if present is not None:
             scores.masked_fill_(~present[block], -torch.inf)
         top, inside = scores.topk(min(k, scores.shape[1]), dim=1)
         best, chosen = torch.cat([best, top], 1).topk(min(k, best.shape[1] + top.shape[1]), dim=1)
         places = torch.cat([places, inside + first], 1).gather(1, chosen)
     return _ordered(best, places)
+
+
+def _products(rows: Tensor, queries: Tensor) -> Tensor:
+    """(Q, n) inner products of rows (n, E) and queries (Q, E).
+
+    On a CPU the vectors are the left factor, and for one or two queries a batch of short matrices: MKL reads a matrix three times
+    as slowly where it is a transposed right factor of few rows, and for a matrix times one vector.
+    """
+    whole = len(rows) - len(rows) % GROUP
+    if queries.device.type != "cpu":
+        return queries @ rows.T
+    if len(queries) > FEW or not whole:
+        return (rows @ queries.T).T.contiguous()
+    batch = rows[:whole].view(-1, GROUP, rows.shape[1])
+    first = torch.bmm(batch, queries.T.expand(len(batch), -1, -1)).view(whole, -1)
+    return torch.cat([first, rows[whole:] @ queries.T]).T.contiguous()
 
 
 def _ordered(scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,10 +120,10 @@ class Segment:
 
 
 class AllVectors:
-    """The vectors of several segments, whose places count through. Q queries, E width."""
+    """The vectors of several segments, whose places count through, searched on a device. Q queries, E width."""
 
-    def __init__(self, segments: Sequence[Segment]):
-        self.segments = list(segments)
+    def __init__(self, segments: Sequence[Segment], device: str = "cpu"):
+        self.segments, self.device = list(segments), device
         self.firsts = np.cumsum([0, *map(len, self.segments)])
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class AllVectors:
         scores, places = [], []
         for segment, first in zip(self.segments, self.firsts, strict=False):
             here = present[first : first + len(segment)]
-            found = segment.vectors.search(queries, k, None if here.all() else here)
+            found = segment.vectors.search(queries, k, None if here.all() else here, self.device)
             scores.append(found[0])
             places.append(found[1] + first)
         rows = zip(np.concatenate(scores, 1), np.concatenate(places, 1), strict=True)

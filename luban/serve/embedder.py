@@ -18,6 +18,7 @@ from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.precision import at_least_float32
 
 MAX_TOKENS = 16_384  # that are read together, padding included
+CPU_TOKENS = 2048  # that a CPU reads together, so that its caches hold the activations
 
 
 class Embedder:
@@ -78,9 +79,10 @@ class Embedder:
         """(B, E) float32 on the CPU, of length 1 where the pooling says so; texts of similar length are read together."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = torch.empty(len(texts), self.spec.width)
+        most = CPU_TOKENS if next(self.model.module.parameters()).device.type == "cpu" else MAX_TOKENS
         while order:
             longest, size = len(texts[order[-1]]), 1
-            while size < len(order) and (size + 1) * longest <= MAX_TOKENS:
+            while size < len(order) and (size + 1) * longest <= most:
                 size += 1
             group, order = order[-size:], order[:-size]
             found[torch.tensor(group)] = self.vectors([texts[i] for i in group]).cpu()

@@ -74,6 +74,11 @@ class Worker:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def calls_waiting(self) -> int:
+        """Functions that wait to be run between steps."""
+        return len(self._calls)
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._wake.wait()

@@ -22,9 +22,10 @@ from luban.data.loader import Loader
 from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
+from luban.train.account import RunAccount
 from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
-from luban.train.goodput import Goodput, added
+from luban.train.goodput import Goodput
 from luban.train.interrupt import Interrupted, StopRequest
 from luban.train.messages import messages_of
 from luban.train.metrics_logger import MetricsLogger, NoMetrics, open_metrics
@@ -82,11 +83,11 @@ class Loop:
     ):
         self.clock = clock
         self.goodput = goodput or Goodput(clock=clock)
-        self.earlier_goodput = art.figures.get("goodput", {})  # of the sessions before a resume
         if parts.engine.world.size > 1:
             time_communication(parts.engine, self.goodput)
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
+        self.account = RunAccount.of(art.figures, self.goodput, self.engine.device, self.world.size)
         self.agreed_stop = False  # some process of the run was asked to stop, and all know it
         self.saving = RunCheckpoints(art, self.world, self.recipe.checkpoint.keep)
         self.checkpoints = self.saving.manager
@@ -323,7 +324,7 @@ class Loop:
             name = signal.Signals(number).name
             with self.goodput.spent("checkpoint"):
                 self.saving.wait()
-            self.art.note(**self._goodput())
+            self.art.note(**self.account.figures())
             raise Interrupted(
                 number,
                 f"stopped by {name} after step {at.step}, saved in "
@@ -388,13 +389,9 @@ class Loop:
             tokens_per_second=at.tokens / max(at.seconds, 1e-9),
             bad_steps=at.bad_steps,
             **step_figures(self.step_seconds, self.waited, self.art.figures),
-            **self._goodput(),
+            **self.account.figures(),
             peak_rss_bytes=peak_memory(),
             **at.scores,
         )
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.art.note(peak_cuda_bytes=torch.cuda.max_memory_allocated())
-
-    def _goodput(self) -> dict[str, dict[str, float]]:
-        """Seconds of the main process by kind, earlier sessions that ended properly included."""
-        return {"goodput": added(self.earlier_goodput, self.goodput.seconds())}

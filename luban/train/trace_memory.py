@@ -161,7 +161,7 @@ def trace_time(recipe: Recipe, spec: ModelSpec, rows: Batch) -> float:
     seq = recipe.train.seq_len
     each = describe(_shallow(spec, 2), batch=1, seq=seq).training_flops
     used = max(1, min(wanted, len(rows.tokens), PROBE // max(each, 1)))
-    batch = {name: torch.from_numpy(array[:used]) for name, array in rows.arrays().items()}
+    batch = {name: torch.tensor(array[:used]) for name, array in rows.arrays().items()}
     one, two = (_seconds(recipe, _shallow(spec, layers), batch) for layers in (1, 2))
     return (one + (_depth(spec) - 1) * max(two - one, 0.0)) * wanted / used
 

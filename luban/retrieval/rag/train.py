@@ -41,7 +41,7 @@ from luban.retrieval.training.pairs import is_heldout
 class RagRecipe:
     """What a generator is trained on with an index, and how."""
 
-    type: Literal["rag"] = "rag"  # another type than a sentence encoder's recipe
+    type: Literal["rag"] = "rag"  # what is trained: encoder, reranker or rag
     data: Path = Path("questions.json")  # questions with answers: SQuAD's or DPR's format
     index: Path = Path("index")  # from luban rag index
     model: str = "smollm2"  # the generator to begin with: a path or name of a model that writes text

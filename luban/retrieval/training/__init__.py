@@ -1,1 +1,1 @@
-"""Training of sentence encoders for retrieval."""
+"""Training of sentence encoders and cross-encoders for retrieval."""

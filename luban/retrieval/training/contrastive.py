@@ -7,7 +7,6 @@ B questions, P passages (first the B right ones in the questions' order, then wr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -47,24 +46,24 @@ def backward(
             over the processes is that of one.
     """
     world = world or World()
-    chunks = [
-        (encode, texts[first : first + chunk])
-        for encode, texts in ((encode_questions, questions), (encode_passages, passages))
-        for first in range(0, len(texts), chunk)
+    chunks = [  # (encoder, texts, their places in the loss); texts of similar length are padded together
+        (encode, [texts[place] for place in places], [begin + place for place in places])
+        for encode, texts, begin in ((encode_questions, questions, 0), (encode_passages, passages, len(questions)))
+        for order in [sorted(range(len(texts)), key=lambda place, texts=texts: len(texts[place]))]
+        for places in (order[first : first + chunk] for first in range(0, len(order), chunk))
     ]
-    firsts = list(accumulate((len(part) for _, part in chunks), initial=0))
     own = range(world.rank, len(chunks), world.size)
     with torch.no_grad():
         found = {number: chunks[number][0](chunks[number][1]) for number in own or [0]}
         like = next(iter(found.values()))
-        vectors = like.new_zeros(firsts[-1], like.shape[1])
+        vectors = like.new_zeros(len(questions) + len(passages), like.shape[1])
         for number in own:
-            vectors[firsts[number] : firsts[number + 1]] = found[number]
+            vectors[chunks[number][2]] = found[number]
         vectors = world.sum(vectors)
     vectors.requires_grad_()
     loss = in_batch_loss(vectors[: len(questions)], vectors[len(questions) :], temperature)
     (gradient,) = torch.autograd.grad(loss, vectors)
     for number in own:
-        encode, part = chunks[number]
-        (encode(part) * gradient[firsts[number] : firsts[number + 1]]).sum().backward()
+        encode, part, places = chunks[number]
+        (encode(part) * gradient[places]).sum().backward()
     return float(loss.detach())

@@ -35,7 +35,7 @@ from luban.retrieval.training.train import titled
 class RerankerRecipe:
     """What a cross-encoder is trained on, and how."""
 
-    type: Literal["reranker"] = "reranker"  # another type than the recipe of a sentence encoder
+    type: Literal["reranker"] = "reranker"  # what is trained: encoder, reranker or rag
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
     heldout: float = 0.1  # fraction of the passages kept from training, with their questions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,24 +44,39 @@ def is_heldout(key: str, heldout: float, seed: int) -> bool:
     return derive(seed, "heldout", key) < heldout * 2**63
 
 
-def mine(questions: Sequence[Question], negatives: int) -> list[Pair]:
-    """Pairs with hard negatives: the file's own, then BM25's best passages of the other questions that hold no answer.
+Best = Callable[
+    [Sequence[Question], Sequence[Text]], Iterable[np.ndarray]
+]  # places of the passages that look right, best first
+
+
+def by_words(questions: Sequence[Question], collection: Sequence[Text]) -> Iterator[np.ndarray]:
+    """BM25's best passages of each question."""
+    postings = Postings.build([terms(f"{title} {text}") for title, text in collection])
+    bm25 = BM25([(postings, np.ones(len(collection), dtype=bool))])
+    for question in questions:
+        yield top(bm25.scores(terms(question.text)), MINED)[0]
+
+
+def mine(questions: Sequence[Question], negatives: int, best: Best = by_words) -> list[Pair]:
+    """Pairs with hard negatives: the file's own, then the best passages of the other questions that hold no answer.
+
+    Args:
+        best: what passages look right: BM25 is asked, or the encoder that is trained.
 
     Raises DataError for fewer than two different passages.
     """
     collection = list(dict.fromkeys(question.positives[0] for question in questions))
     if len(collection) < 2:
         raise DataError(f"{len(collection)} passages to train on: at least 2 are needed")
-    postings = Postings.build([terms(f"{title} {text}") for title, text in collection])
-    bm25 = BM25([(postings, np.ones(len(collection), dtype=bool))])
+    short = [question for question in questions if len(question.negatives) < negatives]
+    found = iter(best(short, collection) if short else ())
     pairs = []
     for question in questions:
         wrong = list(question.negatives[:negatives])
-        if len(wrong) < negatives:
-            places, _ = top(bm25.scores(terms(question.text)), MINED)
+        if len(question.negatives) < negatives:
             wrong += [
                 collection[place]
-                for place in places.tolist()
+                for place in next(found).tolist()
                 if collection[place] not in question.positives
                 and not contains_answer(collection[place][1], question.answers)
             ]

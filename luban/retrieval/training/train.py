@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,23 +21,25 @@ from luban.core.metrics.bootstrap import interval
 from luban.parallel.device import choose_device
 from luban.parallel.world import World
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
+from luban.retrieval.fusion import top
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
 from luban.retrieval.training.exporting import write_encoder
 from luban.retrieval.training.optimiser import Optimiser, batches, step_count, trainable
-from luban.retrieval.training.pairs import Pair, Text, mine, split
+from luban.retrieval.training.pairs import MINED, Pair, Text, by_words, mine, split
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecipe:
     """What a sentence encoder is tuned on, and how."""
 
-    type: Literal["encoder"] = "encoder"  # another type than the recipe of a model that writes answers
+    type: Literal["encoder"] = "encoder"  # what is trained: encoder, reranker or rag
     data: Path = Path("questions.json")  # questions with right passages: SQuAD's or DPR's format
     encoder: str = "minilm"  # the encoder to begin with: a path, or a name that a package carries
     towers: Literal[1, 2] = 1  # encoders: one for questions and passages, or as in DPR one for each
     heldout: float = 0.1  # fraction of the passages kept from training, with their questions
-    negatives: int = 1  # hard negatives a question: the file's, else BM25's best without an answer
+    negatives: int = 1  # hard negatives a question: the file's, else the best passages without an answer
+    mined_by: Literal["bm25", "encoder"] = "bm25"  # what takes passages for the best: BM25, or the encoder as it begins
     batch_size: int = 32  # questions a step; the passages of all of them are each other's negatives
     chunk: int = 8  # texts whose activations are in memory at once; changes nothing else
     epochs: int = 2  # passes over the questions
@@ -70,11 +73,12 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path, world: World | None = 
     train, heldout = split(read_questions(recipe.data), recipe.heldout, recipe.seed)
     if not train:
         raise DataError(f"{recipe.data}: no question with a passage to train on")
-    pairs, world = mine(train, recipe.negatives), world or World()
+    world = world or World()
     encoder = TextEncoder.load(recipe.encoder, recipe.device if world.size == 1 else str(choose_device(recipe.device)))
     if recipe.towers == 2 and encoder.questions is encoder.model:
         copied = replace(encoder.model, module=copy.deepcopy(encoder.model.module))
         encoder = TextEncoder(encoder.model, copied)
+    pairs = mine(train, recipe.negatives, partial(by_vectors, encoder) if recipe.mined_by == "encoder" else by_words)
     if not world.is_main:
         deque(steps(encoder, pairs, recipe, world), maxlen=0)
         return {}
@@ -99,6 +103,13 @@ def titled(passage: Text) -> str:
     """A passage as the index has it encoded."""
     title, text = passage
     return f"{title}\n{text}" if title else text
+
+
+def by_vectors(encoder: TextEncoder, questions: Sequence[Question], collection: Sequence[Text]) -> Iterator[np.ndarray]:
+    """Places of the passages that the encoder finds nearest to each question, nearest first (self-mined negatives)."""
+    passages = encoder.passages([titled(text) for text in collection])
+    for vector in encoder.queries([question.text for question in questions]):
+        yield top(passages @ vector, MINED)[0]
 
 
 def steps(encoder: TextEncoder, pairs: Sequence[Pair], recipe: EncoderRecipe, world: World) -> Iterator[float]:

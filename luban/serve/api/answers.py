@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,13 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from luban.core.errors import DataError
-from luban.core.protocols import Grounded
+from luban.core.protocols import Answered, Answerer, Grounded
 from luban.generate.cache import PromptTooLong
 from luban.generate.sampling import Sampling
 from luban.generate.structure import Structure
 from luban.generate.token_mask import StructureError
 from luban.serve.api.answer import Logprobs, Shape, usage
+from luban.serve.api.answered import answered_delta, answered_request, question_of
 from luban.serve.api.bodies import MAX_SEQUENCES, Body
 from luban.serve.api.chat_body import ChatBody
 from luban.serve.api.completion_body import COMPLETION_TOKENS, CompletionBody
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ANSWER_TOKENS = 256  # of the context that are kept for an answer without max_tokens, where messages are left out
 LEFT_OUT = "luban-messages-left-out"  # header: how many messages of the conversation the model didn't read
+Deltas = AsyncGenerator[tuple[int, Delta], None]  # each with the index of its request
 LEAST_ANSWER = 64  # tokens of the context that passages leave for an answer, or max_tokens if that is less
 
 
@@ -49,7 +51,7 @@ class Job:
     requests: list[Request] = field(default_factory=list)
     echoed: list[str] | None = None  # the prompts' texts, where they are to be repeated
     prompt_alone: bool = False  # whether nothing is to be generated
-    grounded: Grounded | None = None  # the passages before the question, where an index is served
+    grounded: Grounded | Answered | None = None  # knows the passages that answers cite, where an index is served
     tools: ToolFormat | None = None  # how calls of tools are written; None: there are none
     left_out: int = 0  # messages of the conversation that the model doesn't read
     _parsers: dict[int, ToolParser] = field(default_factory=dict)  # by choice
@@ -143,8 +145,10 @@ class Answers:
         service.require(body.model)
         body.refuse_unsupported()
         body.max_tokens = body.max_completion_tokens or body.max_tokens
-        form, structure = self._tools(body)
         messages = [message.plain() for message in body.messages]
+        if service.answerer is not None:
+            return await self._by_answerer(service.answerer, body, messages, http)
+        form, structure = self._tools(body)
         grounded = None
         if service.retriever is not None and messages[-1]["role"] == "user":
             grounded = await service.tokenised(service.retriever.ground, messages, partial(self._fits, body=body))
@@ -154,6 +158,23 @@ class Answers:
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
         job = Job(body, sampling, self._shape(body, chat=True), tools=form, grounded=grounded, left_out=left_out)
         return await self._answer(job, [prompt], http)
+
+    async def _by_answerer(
+        self, answerer: Answerer, body: ChatBody, messages: list[dict[str, Any]], http: HttpRequest
+    ) -> Response:
+        """What an answerer writes to the last message, between the engine's steps."""
+        service, question = self.service, question_of(body, messages)
+        service.require_open(1)
+        assert service.worker is not None  # else the request had been answered 503
+        service.active += 1
+        try:
+            found = await service.worker.between_steps(partial(answerer.answer, question, body.max_tokens))
+        finally:
+            service.active -= 1
+        sampling = Sampling(max_tokens=max(len(found.token_ids), 1))
+        job = Job(body, sampling, self._shape(body, chat=True), grounded=found, left_out=len(messages) - 1)
+        job.requests, delta = [answered_request(found, sampling)], answered_delta(found)
+        return await self._respond(job, http, lambda: self._told(job, _only((0, delta)), http))
 
     def _shape(self, body: CompletionBody | ChatBody, *, chat: bool) -> Shape:
         model = self.service.model
@@ -210,12 +231,16 @@ class Answers:
             raise DataError(f"{len(prompts)} prompts × n = {n} are more than {MAX_SEQUENCES} answers")
         job.requests = await service.tokenised(self._requests, job, prompts)
         service.require_open(len(prompts) * n)
+        return await self._respond(job, http, lambda: self._deltas(job, http))
+
+    async def _respond(self, job: Job, http: HttpRequest, deltas: Callable[[], Deltas]) -> Response:
+        """The response or the stream of a job whose deltas come so."""
         headers = {LEFT_OUT: str(job.left_out)} if job.left_out else {}
         if job.body.stream:
-            events = self._events(job, http)
+            events = self._events(job, deltas())
             headers = {"Cache-Control": "no-store", **headers}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        if not await self._finish(job, http):
+        if not await self._finish(deltas(), http):
             return Response(status_code=499)  # the client has gone
         body = {**job.shape.body(job.whole(), chunk=False, usage=job.usage()), **job.citations()}
         return JSONResponse(body, headers=headers)
@@ -231,11 +256,11 @@ class Answers:
                 self.service.writer().use_adapter(request, job.body.model)
         return requests
 
-    async def _finish(self, job: Job, http: HttpRequest) -> bool:
+    async def _finish(self, deltas: Deltas, http: HttpRequest) -> bool:
         """Run to the end; false when the client left before it."""
 
         async def drain() -> None:
-            async for _ in self._deltas(job, http):
+            async for _ in deltas:
                 pass
 
         task = asyncio.create_task(drain())
@@ -248,13 +273,12 @@ class Answers:
         finally:
             task.cancel()
 
-    async def _events(self, job: Job, http: HttpRequest) -> AsyncIterator[str]:
+    async def _events(self, job: Job, deltas: Deltas) -> AsyncIterator[str]:
         """Server-sent events: chunks, then usage where asked for, then [DONE]."""
         shape = job.shape
         if shape.chat:
             yield _event(shape.body([shape.opening(i) for i in range(job.sampling.n)], chunk=True))
         left = len(job.requests) * job.sampling.n  # answers that have not ended
-        deltas = self._deltas(job, http)
         try:
             async for index, delta in deltas:
                 choice = job.choice(index, delta, chunk=True)
@@ -274,13 +298,16 @@ class Answers:
             yield _event(shape.body([], chunk=True, usage=job.usage()))
         yield "data: [DONE]\n\n"
 
-    async def _deltas(self, job: Job, http: HttpRequest) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Deltas of all requests up to where the server is stopped (Stopping is raised then), counted and logged."""
-        service, worker = self.service, self.service.worker
+    def _deltas(self, job: Job, http: HttpRequest) -> Deltas:
+        """The engine's deltas of all requests up to where the server is stopped (Stopping is raised then)."""
+        worker = self.service.worker
         assert worker is not None  # else the request had been answered 503
-        timing = Timing(service.metrics, job.requests)
+        return self._told(job, self._until_stopped(worker.run(job.requests)), http)
+
+    async def _told(self, job: Job, deltas: Deltas, http: HttpRequest) -> Deltas:
+        """Deltas as they come, counted and logged."""
+        service, timing = self.service, Timing(self.service.metrics, job.requests)
         service.active += 1
-        deltas = self._until_stopped(worker.run(job.requests))
         try:
             async for index, delta in deltas:
                 timing.delta(index, delta)
@@ -301,9 +328,7 @@ class Answers:
             note["prompts"] = [tokenizer.decode(result.prompt_token_ids, skip_special=False) for result in results]
             note["answers"] = [choice.text for result in results for choice in result.choices]
 
-    async def _until_stopped(
-        self, deltas: AsyncGenerator[tuple[int, Delta], None]
-    ) -> AsyncGenerator[tuple[int, Delta], None]:
+    async def _until_stopped(self, deltas: Deltas) -> Deltas:
         """The same, up to where the server is stopped. Raises Stopping then."""
         stopped = asyncio.ensure_future(self.service.stopping.wait())
         coming = None
@@ -325,6 +350,10 @@ class Answers:
                 with suppress(asyncio.CancelledError):
                     await coming
             await deltas.aclose()
+
+
+async def _only(delta: tuple[int, Delta]) -> Deltas:
+    yield delta
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import say
-from luban.core.protocols import Grounder
+from luban.core.protocols import Answerer, Grounder
 from luban.load.model import LoadedModel
 from luban.serve.api.answers import LEFT_OUT
 from luban.serve.api.body_limit import BodyLimit, body_limit
@@ -48,6 +48,7 @@ class ServerOptions:
     log_text: bool = False  # … with the text of prompts and answers
     history: Rule = "error"  # what becomes of conversations longer than the context (`luban.serve.history`)
     retriever: Grounder | None = None  # finds passages for chats, whose answers then have citations
+    answerer: Answerer | None = None  # answers chats' questions in its own way, in the place of the engine
 
 
 def engine_or_model(model: LoadedModel, engine: Callable[[LoadedModel], Engine] = Engine) -> Engine | LoadedModel:
@@ -90,6 +91,7 @@ def create_app(
         log_text=options.log_text,
         history=options.history,
         retriever=options.retriever,
+        answerer=options.answerer,
     )
 
     @asynccontextmanager

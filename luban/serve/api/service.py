@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from luban.core.errors import DataError, LubanError, UnsupportedError
-from luban.core.protocols import Grounder
+from luban.core.protocols import Answerer, Grounder
 from luban.load.model import LoadedModel
 from luban.serve.api.answers import Answers
 from luban.serve.api.bodies import MAX_SEQUENCES
@@ -76,12 +76,19 @@ class Service:
         log_text: whether the log of requests holds texts.
         history: what becomes of conversations longer than the context.
         retriever: puts passages before the last question of chats; None: chats are answered as they are.
+        answerer: answers the last question of chats in the place of the engine.
     """
 
     def __init__(
-        self, *, max_queue: int, log_text: bool = False, history: Rule = "error", retriever: Grounder | None = None
+        self,
+        *,
+        max_queue: int,
+        log_text: bool = False,
+        history: Rule = "error",
+        retriever: Grounder | None = None,
+        answerer: Answerer | None = None,
     ):
-        self.max_queue, self.log_text, self.retriever = max_queue, log_text, retriever
+        self.max_queue, self.log_text, self.retriever, self.answerer = max_queue, log_text, retriever, answerer
         self.history: Rule = history
         self.engine: Engine | None = None
         self.worker: Worker | None = None  # None: the model is still being loaded
@@ -171,9 +178,10 @@ class Service:
         if self.draining or self.stopping.is_set():
             raise Stopping("the server is being stopped")
         load = self.engine_load()
-        if load is not None and load.waiting and load.waiting + sequences > self.max_queue:
+        waiting = (load.waiting if load is not None else 0) + (self.worker.calls_waiting if self.worker else 0)
+        if waiting and waiting + sequences > self.max_queue:
             self.metrics.refused.inc()
-            raise Busy(f"{load.waiting} sequences wait already, and {self.max_queue} may: try again later")
+            raise Busy(f"{waiting} sequences wait already, and {self.max_queue} may: try again later")
 
     def writer(self) -> Engine:
         """The engine. Raises UnsupportedError where the model writes no text."""
@@ -227,7 +235,8 @@ class Service:
         return self._described(name)
 
     def _described(self, name: str) -> dict[str, Any]:
-        chat = self.model.tokenizer is not None and self.model.tokenizer.chat_template is not None
+        tokenizer = self.model.tokenizer
+        chat = self.answerer is not None or (tokenizer is not None and tokenizer.chat_template is not None)
         return {
             "id": name,
             "object": "model",

@@ -19,6 +19,8 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
         "accelerator_watts": 720,
         "data_wait": 0.004,
         "seconds": 1000.0,
+        "energy_joules": 360_000.0,
+        "energy_share": 0.5,
         "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its matmuls"],
     }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
@@ -29,6 +31,7 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
     assert found["waiting for data"] == ("", "0.40% of the time")
     assert found["within 1% of the best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
     assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
+    assert found["energy, read off 50% of the GPUs"] == ("up to 0.1 kWh", "0.1 kWh, 100% of that")
     assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
     assert found["feed-forward"] == ("", "SwiGLU inside its matmuls")
 

@@ -21,8 +21,8 @@ from luban.retrieval.encoder import TextEncoder
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward, in_batch_loss
 from luban.retrieval.training.optimiser import Optimiser
-from luban.retrieval.training.pairs import Pair, mine, split
-from luban.retrieval.training.train import EncoderRecipe, compared, ranks, texts_of, train_encoder
+from luban.retrieval.training.pairs import MINED, Pair, mine, split
+from luban.retrieval.training.train import EncoderRecipe, by_vectors, compared, ranks, texts_of, train_encoder
 
 
 def test_the_loss_is_the_definition_and_ln_2b_at_chance():
@@ -112,6 +112,27 @@ def test_hard_negatives_look_alike_and_hold_no_answer():
         mine(questions[:1], 1)
 
 
+def test_self_mined_negatives_are_the_nearest_passages_without_an_answer():
+    class Encoder:  # of numbers that texts hold: near are those with a near angle
+        def passages(self, texts):
+            angles = np.array([float(text.split()[-1]) for text in texts])
+            return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+        queries = passages
+
+    rng = random.Random()
+    angles = [round(rng.uniform(0, 3), 6) for _ in range(30)]
+    questions = [
+        Question(text=f"q {angle}", answers=(f"w{number % 7}",), positives=(("", f"w{number % 7} {angle}"),))
+        for number, angle in enumerate(angles)
+    ]
+    pairs = mine(questions, 3, partial(by_vectors, Encoder()))
+    for number, pair in enumerate(pairs):
+        far = sorted(range(30), key=lambda other: abs(angles[other] - angles[number]))
+        expected = [("", f"w{other % 7} {angles[other]}") for other in far[:MINED] if other % 7 != number % 7][:3]
+        assert pair.right == questions[number].positives[0] and list(pair.wrong) == expected
+
+
 def test_a_passage_is_no_negative_of_its_own_question():
     a, b, c = (("", letter) for letter in "abc")
     batch = [
@@ -142,6 +163,7 @@ def test_training_ranks_held_out_passages_better_and_the_encoder_is_whole(tmp_pa
         rows.append({"question": " ".join(f"n{i}" for i in chosen), "answers": ["x"], "positive_ctxs": [passage]})
     (tmp_path / "data.json").write_text(json.dumps(rows))
     settings = {"heldout": 0.2, "batch_size": 16, "epochs": 8, "lr": 1e-2, "temperature": 0.1, "towers": towers}
+    settings["mined_by"] = "encoder" if towers == 2 else "bm25"
     recipe = EncoderRecipe(data=tmp_path / "data.json", encoder=str(start), **settings)
     figures = train_encoder(recipe, tmp_path / "encoder")
     before, after = figures["heldout"]["average_rank"]

@@ -259,6 +259,22 @@ def test_a_graph_is_extended_and_finds_what_exact_search_finds(tmp_path, encoder
     assert not any(hit.passage.source == "texts.jsonl#7" for hit in index.search("amber", 500))
 
 
+def test_as_many_candidates_are_held_as_the_recall_needs(tmp_path, encoder, monkeypatch):
+    pytest.importorskip("usearch")
+    measured = {96: 0.91, 192: 0.949, 384: 0.95, 768: 1.0}
+    monkeypatch.setattr("luban.retrieval.linking.recall", lambda graph, segments, expansion: measured[expansion])
+    file = write_texts(tmp_path, range(20))
+    figures = build_index(reader(file), tmp_path / "index", config(encoder, retriever="dense", search="hnsw"))["hnsw"]
+    assert (figures["expansion"], figures["recall_at_10"]) == (384, 0.95)
+    index, held = Index(tmp_path / "index"), []
+    search = index.graph.search
+    index.graph.search = lambda *given: (held.append(given[-1]), search(*given))[1]
+    assert index.search("amber basil", 3) and held == [384]
+    monkeypatch.setattr("luban.retrieval.linking.recall", lambda graph, segments, expansion: 0.5)
+    build_index(reader(file), tmp_path / "hard", config(encoder, retriever="dense", search="hnsw"))
+    assert read_manifest(tmp_path / "hard").figures["hnsw"]["expansion"] == 768
+
+
 def test_bad_input_is_refused_in_words(tmp_path):
     file = write_texts(tmp_path, range(5))
     build_index(reader(file), tmp_path / "index", config())

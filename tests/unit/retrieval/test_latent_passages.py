@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import warm
+from rag_models import write_facts
 from tiny_models import write_checkpoint
 
 import luban
@@ -30,7 +31,7 @@ from luban.retrieval.rag.decoding import decode, search
 from luban.retrieval.rag.generator import Generator
 from luban.retrieval.rag.marginal import marginal
 from luban.retrieval.rag.model import load_rag
-from luban.retrieval.rag.train import RagRecipe, answer_logprobs, train_rag, untrained
+from luban.retrieval.rag.train import answer_logprobs, train_rag, untrained
 
 KINDS = ("sequence", "token")
 
@@ -172,36 +173,11 @@ def test_a_long_passage_is_cut_to_the_context(generator):
     assert len(generator.answer("a" * 50, 8)) == 8
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """An index by a sentence encoder of random weights, questions, and a generator: (folder, recipe)."""
+@pytest.fixture(scope="module", params=["decoder", "encoder-decoder"])
+def asked(request, tmp_path_factory):
+    """(folder, recipe) of `write_facts`."""
     folder = tmp_path_factory.mktemp("asked")
-    facts = {"tin": "grey", "sun": "yellow", "sea": "blue", "coal": "black", "snow": "white", "leaf": "green"}
-    rows = [{"text": f"{thing} is {colour}"} for thing, colour in facts.items()]
-    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"question": f"what is {thing}?", "answers": [colour]} for thing, colour in facts.items()]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {"vocab_size": 272, "width": 32, "mixer": Grouped(heads=2), "feedforward": SwiGLU(width=32)}
-    write_checkpoint(folder / "generator", uniform(layers=1, context=96, **common))
-    luban.export_model(
-        luban.load_model(write_checkpoint(folder / "plain", uniform(layers=1, context=64, **common), 1)),
-        folder / "encoder",
-    )
-    config = IndexConfig(retriever="dense", encoder=str(folder / "encoder"), rule=WholeDocument())
-    build_index(DocumentReader([str(folder / "texts.jsonl")]), folder / "index", config)
-    recipe = RagRecipe(
-        data=folder / "questions.jsonl",
-        index=folder / "index",
-        model=str(folder / "generator"),
-        k=2,
-        batch_size=3,
-        epochs=2,
-        lr=1e-3,
-        retriever_lr=1e-3,
-        answer_tokens=8,
-        heldout=0.0,
-    )
-    return folder, recipe
+    return folder, write_facts(folder, two_sided=request.param == "encoder-decoder")
 
 
 @pytest.mark.parametrize("kind", KINDS)
