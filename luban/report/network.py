@@ -189,12 +189,14 @@ def topology_picture(network: Network, sent: np.ndarray, seconds: float) -> str:
     if len(network.names) > DRAWN_NODES:
         return ""
     tiers = sorted(set(network.tiers), reverse=True)
-    height = MARGIN * 2 + ROW * (len(tiers) - 1) + ARCS
+    arcs_above = any(network.tiers[link.a] == network.tiers[link.b] == tiers[0] for link in network.links)
+    top = MARGIN + (ARCS if arcs_above else 0)
+    height = top + MARGIN + ROW * (len(tiers) - 1)
     at: dict[int, tuple[float, float]] = {}
     for row, tier in enumerate(tiers):
         nodes = [n for n, t in enumerate(network.tiers) if t == tier]
         for i, node in enumerate(nodes):
-            at[node] = (MARGIN + (WIDTH - 2 * MARGIN) * (i + 0.5) / len(nodes), MARGIN + ARCS + ROW * row)
+            at[node] = (MARGIN + (WIDTH - 2 * MARGIN) * (i + 0.5) / len(nodes), top + ROW * row)
     lines = []
     for i, link in enumerate(network.links):
         use = 0.0
