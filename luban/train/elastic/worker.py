@@ -24,7 +24,7 @@ from luban.train.elastic.claim import REFUSED, Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
 from luban.train.elastic.link import Link, RankAssignment
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
-from luban.train.elastic.refit import refit
+from luban.train.elastic.refit import keeps_parts, refit
 from luban.train.elastic.service import read_settings
 from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
 from luban.train.elastic.wire import OperationFailed, Refused
@@ -187,17 +187,17 @@ class ElasticRun:
         return World.join(recipe.plan, self.opened[3], {"version": data_sha256(self.version)}, store)
 
     def _parts(self, opened: Opened, world: World, assignment: RankAssignment) -> TrainerComponents:
-        """Model, optimizer and data of this generation: those of the last one with other processes, where no parameter is
-        divided among these."""
+        """Model, optimizer and data of this generation: those of the last one with other processes, where these can use them;
+        else new ones, whose state is restored."""
         recipe, shards, start, device = opened
         before = self.kept.parts
-        if before is not None and recipe.plan.shard == before.recipe.plan.shard == 1:
+        if before is not None and keeps_parts(before.recipe.plan, recipe.plan):
             engine = before.engine
             time_communication(engine, self.link.goodput, world)
             engine.abandon_step()
             engine.accumulate = recipe.train.accumulate
         else:
-            self.kept.parts = None  # free its memory first
+            before = self.kept.parts = None  # free its memory first
             prepare_process(recipe.train, device, world)
             engine = make_engine(recipe, start, device, world)
         workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
