@@ -260,7 +260,8 @@ def test_what_cannot_be_elastic_is_refused_before_anything_starts(recipe, shards
         (("--plan.tensor", "2"), "leave plan.tensor at 1"),
         (("--spikes.action", "skip"), "spikes.action skip"),
         (("--elastic.min_workers", "0"), "elastic.min_workers must be at least 1, 0 given"),
-        (("--elastic.node", "a/b"), "a name without /"),
+        (("--elastic.node", "a/b"), r"elastic.node may have letters, digits, .*'a/b' given"),
+        (("--elastic.node", ".."), r"does not begin with '\.': '\.\.' given"),
         (("--elastic.flash_folder", tmp_path / "none"), "flash_folder .*none is not a folder"),
         (("--train.batch_size", "1"), "2 workers need a row each, and train.batch_size is 1"),
     ):

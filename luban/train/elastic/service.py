@@ -101,10 +101,14 @@ class Service:
             "figures": self.figures,
         }
 
-    def begin(self, node: str) -> None:
+    def begin(self, node: str) -> float:
         """The agent of a node starts and has found no worker of its own: without others a new session of the run begins.
 
         The agent of another node that takes part counts as well as a worker: its workers send no heartbeat while they import.
+
+        Returns:
+            0: done. Else the seconds after which it is known whether others are at work: this service has just started, and the
+            database has nodes that may not have reached it yet. Nothing was changed then.
         """
         now, silent = self.clock(), self.settings.silent_seconds
         others = self._nodes() - {node}
@@ -113,10 +117,14 @@ class Service:
             *(self.agents[name] for name in others & self.agents.keys()),
         ]
         if any(now - at < silent for at in heard):
-            return
+            return 0.0
+        unknown = self.began + silent - now
+        if unknown > 0 and others and self.facts.get("ended") is None:
+            return unknown
         self.membership.forget()
         self.accounts.begin_session()
         self.facts.set(ended=None)
+        return 0.0
 
     def node(self, name: str, numbers: list[int]) -> None:
         """The agent of a node tells which workers it has; none: the node leaves."""

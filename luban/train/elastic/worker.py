@@ -147,7 +147,7 @@ class ElasticRun:
         directory is new or its first processes were killed while they wrote it."""
         if world.is_main:
             for folder in self.base.iterdir():
-                remove_flash(folder)
+                remove_flash(self.base, folder.name)
             self.link.client("run_begins")
 
     def _train(

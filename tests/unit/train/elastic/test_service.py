@@ -146,6 +146,34 @@ def test_machines_that_start_together_keep_each_others_workers(run):
     assert run("status", since=0)["nodes"] == []
 
 
+def test_a_service_that_has_just_started_again_wipes_no_run_whose_workers_it_has_not_heard(run):
+    run("lease", generation=1, step=0, rows=8, pieces=1)
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == SILENT  # ask again then
+    run.clock.advance(1)
+    assert run("begin", node="c") == SILENT - 1
+    assert run.beat("a/0")[0]["current"]  # wasn't lost
+    assert run("begin", node="c") == 0  # a/0 was heard: the run goes on
+    assert run("status", since=0)["nodes"] == ["a", "b"] and run.beat("b/0")[0]["current"]
+
+
+def test_a_service_that_hears_nobody_after_its_start_begins_a_session(run):
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c")
+    run.clock.advance(SILENT)
+    assert run("begin", node="c") == 0
+    assert run("status", since=0)["nodes"] == []
+
+
+def test_nobody_waits_for_others_where_there_were_none_or_the_run_has_ended(run):
+    run("end", code=143, message="stopped")
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == 0 and run("status", since=0)["ended"] is None
+    run("node", name="c", numbers=[0])
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == 0 and run("status", since=0)["nodes"] == []
+
+
 def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
     report = {"generation": 1, "step": 0, "rank": 0, "seconds": 1.0, "ledger": {"compute": 5.0}}
     run("lease", generation=1, step=0, rows=8, pieces=1)
