@@ -178,7 +178,7 @@ class Agent:
 
     def _leave_as_failing(self) -> None:
         """The workers of this machine fail, and those of no other: it takes part no more."""
-        self.service.until_answered("event", kind="node fails", who=self.node, why="its workers fail and no others do")
+        self.service.report("node fails", self.node, why="its workers fail and no others do")
         self.workers.leave()
 
     def _stopped(self, number: int) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luban.core.resuming import differences
-from luban.train.elastic.database import Events, Facts
+from luban.train.elastic.database import Events, Facts, transaction
 from luban.train.elastic.wire import Refused, StaleGeneration
 
 MOST_NAMED = 5  # fields that differ, in the refusal of a worker
@@ -102,7 +102,7 @@ class Membership:
             self.facts.set(version=version)
         elif found := list(differences(wanted, json.loads(json.dumps(version)))):
             text = _said(found)
-            self.events.add("refused", name, differences=text)
+            self.events.add_once("refused", name, differences=text, incarnation=incarnation)
             raise Refused(
                 f"worker {name} runs another version than this run: {text}; start it from the same code with the same recipe"
             )
@@ -140,10 +140,11 @@ class Membership:
         if row is None or (row["waiting"] == 0 and row["pid"] == 0):
             return
         member = self.running and not row["waiting"] and row["rank"] is not None
-        self.database.execute("UPDATE workers SET waiting = 0, pid = 0 WHERE name = ?", (name,))
-        self.events.add("lost", name, how=how)
-        if member:
-            self.end_generation(name, how)
+        with transaction(self.database):
+            self.database.execute("UPDATE workers SET waiting = 0, pid = 0 WHERE name = ?", (name,))
+            self.events.add("lost", name, how=how)
+            if member:
+                self.end_generation(name, how)
 
     def end_generation(self, who: str, why: str) -> None:
         """Members must ask for ranks in the next one."""
@@ -195,13 +196,12 @@ class Membership:
         for row in waiting:
             if row["name"] not in ranks and (rank := next(free, None)) is not None:
                 ranks[row["name"]] = rank
-        self.database.execute("BEGIN IMMEDIATE")
-        self.database.execute("UPDATE workers SET rank = NULL")
-        for name, rank in ranks.items():
-            self.database.execute("UPDATE workers SET rank = ?, waiting = 0 WHERE name = ?", (rank, name))
-        self.facts.set(generation=self.generation + 1, running=True, change=False)
-        self.database.execute("COMMIT")
-        self.events.add("generation begins", "", generation=self.generation, workers=size)
+        with transaction(self.database):
+            self.database.execute("UPDATE workers SET rank = NULL")
+            for name, rank in ranks.items():
+                self.database.execute("UPDATE workers SET rank = ?, waiting = 0 WHERE name = ?", (rank, name))
+            self.facts.set(generation=self.generation + 1, running=True, change=False)
+            self.events.add("generation begins", "", generation=self.generation, workers=size)
 
 
 def _said(found: list[tuple[str, Any, Any]]) -> str:

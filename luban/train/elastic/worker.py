@@ -134,7 +134,7 @@ class ElasticRun:
             opened = (recipe, *self.opened[1:])
             with opened_together(art, world) as art:
                 if not is_begun(art):
-                    self._forget_earlier_runs(world)
+                    self._forget_earlier_runs(world, assignment)
                     begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, assignment)
         if world.is_main:
@@ -142,13 +142,13 @@ class ElasticRun:
         else:
             self.link.wait_for_end(assignment)
 
-    def _forget_earlier_runs(self, world: World) -> None:
+    def _forget_earlier_runs(self, world: World, assignment: RankAssignment) -> None:
         """Copies and accounts of a run that was in this directory before do not belong to one that has not begun, whether its
         directory is new or its first processes were killed while they wrote it."""
         if world.is_main:
             for folder in self.base.iterdir():
                 remove_flash(self.base, folder.name)
-            self.link.client("run_begins")
+            self.link.client("run_begins", generation=assignment.generation)
 
     def _train(
         self, art: ArtifactWriter | FollowedRun, opened: Opened, world: World, assignment: RankAssignment
