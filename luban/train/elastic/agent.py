@@ -147,7 +147,7 @@ class Agent:
             status = self.service.ask("status", node=self.node, since=self.seen)
             if status is not None:
                 for event in status["events"]:
-                    if text := in_words(event):
+                    if text := in_words(event, self.node):
                         say(text)
                 self.seen += len(status["events"])
             if status is not None and self.node in status["failing"] and len(status["nodes"]) > 1:

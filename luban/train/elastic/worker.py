@@ -18,6 +18,7 @@ from luban.core.errors import LubanError, TrainingError
 from luban.core.hashing import code_version, data_sha256
 from luban.core.log import mute, say
 from luban.core.resuming import split_config
+from luban.core.units import counted
 from luban.data.shards import Shards
 from luban.parallel.world import World, is_lost_connection
 from luban.train.elastic.claim import REFUSED, Worker, stacks_of
@@ -250,7 +251,9 @@ class ElasticRun:
             self.link.client("spent_before", recorded=art.figures.get("goodput", {}))
             undone = self.link.client("resume", generation=assignment.generation, step=step)
             if assignment.generation > 1 or step:
-                say(f"{assignment.size} workers go on after step {step} ({undone} steps are done again)")
+                goes = "goes" if assignment.size == 1 else "go"
+                again = f"{counted(undone, 'step')} {'is' if undone == 1 else 'are'} done again"
+                say(f"{counted(assignment.size, 'worker')} {goes} on after step {step} ({again})")
         world.agree(None)
         return parts
 

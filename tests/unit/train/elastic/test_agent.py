@@ -170,6 +170,7 @@ def test_too_few_workers_are_said_once_and_end_the_run_after_a_while():
     assert "elastic.min_workers is 4, and 1 of the 2 workers" in message and "for 100 s" in message and not over
     assert short.look(status, 50.0) == ("", False)
     message, over = short.look(status, 101.0)
+    assert "1 of the 2 workers of this run is ready after" in message
     assert over and "--elastic.min_workers 1" in message
     # workers that are expected may take a while to start
     starting = {**status, "expected": 4}

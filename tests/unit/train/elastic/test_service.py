@@ -105,6 +105,15 @@ def test_a_machine_whose_workers_fail_again_and_again_is_named(run):
     assert run("status", since=0, node="b")["failing"] == []
 
 
+def test_one_worker_is_no_workers(run):
+    said = run.said()
+    assert "b joins with 2 workers" in said and "generation 1: 4 workers" in said
+    run("node", name="c", numbers=[3])
+    assert run.said()[-1] == "c joins with 1 worker"
+    begins = {"kind": "generation begins", "who": "", "detail": {"generation": 7, "workers": 1}}
+    assert in_words(begins) == "generation 7: 1 worker"
+
+
 def test_a_straggler_is_said_once(run):
     for step in range(15):
         run("lease", generation=1, step=step, rows=8, pieces=1)
