@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luban.adapters.base import Adapter, AdapterConfig, adapters_of
+from luban.adapters.base import Adapter, AdapterConfig, adapters_of, weight_reader
 from luban.adapters.lora import LowRank
 from luban.adapters.stack import Chosen, LowRankStack
 from luban.core.errors import UnsupportedError
@@ -122,6 +122,10 @@ def bankable(config: AdapterConfig, model: Model, name: str, *, invariant: bool 
         outside = [name for name, _ in held if ".adapters." not in name or name.startswith("head.")]
         if outside:
             what = f"a {kind} adapter changes more than the layers' projections ({outside[0]})"
+        elif (reader := weight_reader(twin)) and any(owner.packed is not None for _, owner in matmul_owners(model)):
+            raise UnsupportedError(
+                f"the adapter {name} at {reader} reads the weight that it adapts, and those of the model are packed: leave --dtype int8 out"
+            )
         elif invariant and any(low_rank(adapter) is None for _, adapter in held):
             raise UnsupportedError(
                 f"the adapter {name} is of kind {kind}, whose outputs depend in their last bits on what shares the batch: "

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 class Adapter(nn.Module):
     """Base class of modules that adapters put into a model. Its parameters are trained; buffers are saved with them."""
 
+    reads_weight = False  # it reads the frozen weight of its projection, which then can't be packed
     rates: Mapping[str, float] = {}  # factors on the learning rate of own parameters, where they aren't 1
 
     def values_from(self, weights: Mapping[str, Tensor], place: str) -> None:
@@ -72,7 +73,6 @@ class AdapterConfig(Variant):
     at_projections: ClassVar[bool] = (
         False  # all of it lies at projections, and without it they compute what the base does
     )
-    reads_weights: ClassVar[bool] = False  # the modules read the frozen weights, which then can't be packed
     modules_to_save: tuple[str, ...] = ()  # modules trained whole beside the adapter: embedding, lm_head, norm, head
 
     @property
@@ -100,14 +100,13 @@ class AdapterConfig(Variant):
         """Freeze the model, put the adapters in and let them and `modules_to_save` be trained. The handle that
         `luban.parallel.apply.apply` takes."""
         self.check(model.spec)
-        if self.base != "float" and self.reads_weights:
-            kind = self.registry.name_of(type(self))
-            raise ConfigError(f"a {kind} adapter reads the weights that it adapts, so adapter.base must be float")
         saved = saved_modules(model, self.modules_to_save)
         model.requires_grad_(False)
         like = next(p for p in model.parameters() if p.is_floating_point())
         with torch.device(like.device):
             self.insert(model)
+        if self.base != "float" and (reader := weight_reader(model)):
+            raise ConfigError(f"the adapter at {reader} reads the weight that it adapts, so adapter.base must be float")
         for _, adapter in adapters_of(model):
             adapter.to(like.dtype)
         for module in saved:
@@ -177,6 +176,11 @@ class ProjectionAdapter(AdapterConfig):
 def adapters_of(model: nn.Module) -> list[tuple[str, Adapter]]:
     """Every adapter module of a model, with its qualified name."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, Adapter)]
+
+
+def weight_reader(model: nn.Module) -> str | None:
+    """A projection whose adapter reads its weight, which then can't be packed; None: there is none."""
+    return next((place_of(name) for name, adapter in adapters_of(model) if adapter.reads_weight), None)
 
 
 @contextmanager

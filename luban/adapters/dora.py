@@ -23,8 +23,6 @@ from luban.nn.roles import Role
 class DoRA(LoRA):
     """m·(W + s·B·A) / ‖W + s·B·A‖ by rows, the norm taken as a constant in the backward pass (section 4.3)."""
 
-    reads_weights = True
-
     def build(self, place: Place) -> Directional:
         """The module for a projection."""
         self.require_rank(place)
@@ -35,7 +33,7 @@ class Directional(LowRank):
     """Parameters: R·(I + O) + O."""
 
     parameter_roles: ClassVar[dict[str, Role]] = {"a": "adapter", "b": "adapter", "magnitude": "position"}
-    reads_output = True
+    reads_output = reads_weight = True
 
     def __init__(self, inputs: int, outputs: int, config: LoRA):
         super().__init__(inputs, outputs, config)

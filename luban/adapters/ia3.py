@@ -23,7 +23,6 @@ class IA3(ProjectionAdapter):
     """One scale for each output of k and v, one for each input of down. They start at 1."""
 
     peft = "IA3"
-    reads_weights = True
     targets: tuple[str, ...] = ("k", "v", "down")  # roles or patterns; the inputs of down are scaled, outputs of others
 
     def places(self, model: nn.Module) -> list[Place]:
@@ -52,7 +51,7 @@ class Scale(Adapter):
 
     def __init__(self, size: int, *, of_input: bool):
         super().__init__()
-        self.of_input = of_input
+        self.of_input = self.reads_weight = of_input
         self.scale = nn.Parameter(torch.empty(size))
 
     def draw_parameters(self, draw) -> None:

@@ -42,8 +42,12 @@ class LLaMAAdapter(AdapterConfig):
             raise ConfigError(f"adapter.layers is {self.layers}, and the model has {len(spec.layers)} layers")
 
     def insert(self, model: Model) -> None:
-        """Put prompts into the upper layers' attention."""
+        """Put prompts into the upper layers' attention. Raises UnsupportedError for layers that mix in another way."""
         mixers = [module for module in model.modules() if isinstance(module, GroupedAttention)]
+        if len(mixers) < len(model.spec.layers):
+            raise UnsupportedError(
+                "a LLaMA-Adapter needs layers that all have softmax attention in groups of heads (mixer grouped)"
+            )
         for mixer in mixers[-self.layers or None :] if self.layers else mixers:
             heads = mixer.qkv.sizes["q"] // mixer.head_dim
             mixer.prompts = GatedPrompts(self.length, model.spec.width, heads)

@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from luban.core.errors import ConfigError, nearest
+from luban.core.errors import ConfigError, closest, nearest
 from luban.nn.linear import MatmulOwner, Projection, matmul_owners
-from luban.nn.roles import ROLES, declared_roles
+from luban.nn.roles import declared_roles
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def saved_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
 def _no_match(target: str, every: Sequence[Place]) -> str:
     if target in ("expert", "router", "embedding"):
         return f"adapter target '{target}': weights of this role take no adapter; {_roles(every)}"
-    hint = nearest(target, ROLES) if not set(target) & set("*?[.") else ""
+    hint = closest(target, (place.role for place in every)) if not set(target) & set("*?[.") else ""
     return f"adapter target '{target}' matches no projection of this model{hint}; {_roles(every)}"
 
 

@@ -34,6 +34,8 @@ def require_prompts(spec: ModelSpec, what: str) -> None:
     shapes = {layer.mixer.attention(spec.width) for layer in spec.layers}
     if None in shapes or len({shape[1:3] for shape in shapes if shape is not None}) > 1:
         raise UnsupportedError(f"{what} needs layers that all attend with the same key heads")
+    if not all(layer.mixer.sees_prefix for layer in spec.layers):
+        raise UnsupportedError(f"{what} needs layers in which every token can attend to it (mixer grouped)")
     if any(shape.layout is not None for shape in shapes if shape is not None):
         raise UnsupportedError(f"{what} doesn't go with a block-sparse layout")
 
@@ -78,6 +80,13 @@ class PrefixTuning(PTuningV2):
     """The same, its parameters made by a network of two layers in training; what is exported are keys and values alone."""
 
     network: int = 512  # M, its inner width
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.network < 1:
+            raise ConfigError(
+                f"adapter.network must be at least 1, {self.network} given; p_tuning_v2 is the kind without a network"
+            )
 
     @property
     def hidden(self) -> int:

@@ -57,6 +57,10 @@ def run(argv: Sequence[str]) -> None:
     elif model.adapter is not None:
         export_adapter(model, args.out)
         say(f"{args.out}: the adapter in PEFT's layout; with --merge, a whole model")
+        if (kept := model.adapter.config.base) != "float":
+            say(
+                f"it was trained over weights in {kept}: Luban reads it so, and PEFT should be given a base that is quantised, too"
+            )
         return
     out = export_model(model, args.out)
     if template_begins_text(model):

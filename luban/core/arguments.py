@@ -104,6 +104,10 @@ def parse_recipe(
     names, assignments, flags = _split(argv)
     if len(names) != 1:
         given = f"{len(names)} given: {', '.join(names)}" if names else "none given"
+        if names and assignments:
+            raise UsageError(
+                f"luban {verb} takes one recipe ({given}): values of one field are separated by commas, without spaces"
+            )
         raise UsageError(f"luban {verb} takes one recipe ({given}){nearest('', _names(shipped))}")
     if "out" not in flags and "dry-run" not in flags:
         raise UsageError(f"luban {verb} needs --out DIR, the run directory")
@@ -209,13 +213,16 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
 def _recipe_help(
     cls: type, argv: Sequence[str], verb: str, about: str, examples: str, shipped: Path, usage: str
 ) -> None:
-    """Print it, with the values of the recipe that the command line names, if it does."""
-    recipe, named = None, _split([word for word in argv if word not in ("--help", "-h")])[0]
+    """Print it, with the values of the recipe and the fields that the command line names, if it does."""
+    recipe = None
+    named, fields_given, _ = _split([word for word in argv if word not in ("--help", "-h")])
+    chosen = [each for each in fields_given if each[0] != "plan"]
     if len(named) == 1:
         data = load_toml(find_recipe(named[0], shipped), shipped)
         for given in ({}, {"init": "MODEL"}):  # recipes that begin with a model are given it on the command line
-            with contextlib.suppress(ConfigError):
-                recipe = recipe or from_dict(cls, {**data, **given})
+            for laid_on in (chosen, ()):  # help is given for a wrong field, too
+                with contextlib.suppress(ConfigError):
+                    recipe = recipe or from_dict(cls, override({**data, **given}, laid_on))
     print(f"usage: luban {verb} {usage}\n\n{about}\n")
     recipes = ", ".join(_recipes_of(examples, shipped))
     fields = "Fields:" if recipe is None else f"Fields, as {named[0]} has them:"
@@ -255,6 +262,9 @@ def describe_fields(cls: type, prefix: str = "", of: object = None) -> list[tupl
                 rows += describe_fields(type(default), f"{path}.", None if of is None else default)
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             rows += describe_fields(hint, f"{path}.", None if of is None else default)
+        elif isinstance(default, Variant):  # one that there may be
+            rows.append((path, _kind(hint), default.registry.name_of(type(default)), note))
+            rows += describe_fields(type(default), f"{path}.", None if of is None else default)
         else:
             words = "" if default is dataclasses.MISSING or default in (None, "", {}) else str(default)
             rows.append((path, _kind(hint), words, note))

@@ -68,9 +68,10 @@ def split_config(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted path, old value, new value) of every field in which two tables of plain data differ, in order."""
+    """(dotted path, old value, new value) of every field in which two tables of plain data differ, in order; the type that a
+    table's other fields depend on comes first."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(old.keys() | new.keys()):
+        for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "type", key)):
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
         yield path, old, new

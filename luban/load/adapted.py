@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,15 +20,17 @@ from luban.core.errors import ArtifactError, LineageError
 from luban.core.whole_directory import incomplete_path
 from luban.load.tensors import read_tensors
 from luban.models.base import Model
-from luban.models.build import state_of
+from luban.models.build import build_model, state_of
 from luban.models.convert.base import Format, format_for, format_of
+from luban.models.spec import ModelSpec, read_spec
 from luban.nn.linear import store_column_major
+from luban.nn.packed import KINDS
 
 if TYPE_CHECKING:
     from luban.load.model import LoadedModel
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE = "base.json"  # beside them: the weights_hash of the model under the adapter, for which PEFT has no field
+BASE = "base.json"  # beside them: the weights_hash of the model under the adapter and how it is kept, which PEFT has no field for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,11 @@ class StoredAdapter:
     tensors: Mapping[str, Tensor] | PeftFiles
     base: str = ""  # the model that it was trained over, as the run knew it
     base_weights: str = ""  # that model's weights_hash; empty: not known
+    packed: Literal["float", "int8", "nf4"] = (
+        "float"  # how a PEFT directory says that the base was kept (`AdapterConfig.base`)
+    )
     manifest: Manifest | None = None  # of the run or checkpoint
+    spec: ModelSpec | None = None  # of the run's model, whose head may be another than the base's
     home: Path | None = None  # the run with its tokenizer
 
 
@@ -75,7 +81,11 @@ def find_adapter(path: Path) -> StoredAdapter:
         files = PeftFiles(config, read_tensors(path / PEFT_WEIGHTS))
         base = config.get("base_model_name_or_path") or ""
         known = read_table(path / BASE) if (path / BASE).is_file() else {}
-        return StoredAdapter(path=path, tensors=files, base=base, base_weights=str(known.get("weights_hash", "")))
+        packed = known.get("base", "float")
+        if packed not in ("float", *KINDS):
+            raise ArtifactError(f"{path / BASE} has base = {packed!r}: float or one of {', '.join(KINDS)} is needed")
+        weights = str(known.get("weights_hash", ""))
+        return StoredAdapter(path=path, tensors=files, base=base, base_weights=weights, packed=packed)
     from luban.load.model import chosen_checkpoint
 
     run = path if path.is_dir() else incomplete_path(path)
@@ -95,6 +105,7 @@ def find_adapter(path: Path) -> StoredAdapter:
         base=str(manifest.figures.get("base", "")),
         base_weights=str(manifest.config.get("base_weights", "")),
         manifest=manifest,
+        spec=read_spec(place),
         home=home,
     )
 
@@ -111,10 +122,22 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
     """
     found = weights_hash(state_of(m.module))
     require_base(adapter, found, base)
+    if adapter.spec is not None and adapter.spec.head != m.spec.head:
+        m = under_head(m, adapter.spec)
     config, tensors = in_our_names(m, adapter)
     put_in(m.module, config, tensors, adapter.path)
     store_column_major(m.module)
     return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
+
+
+@torch.no_grad()
+def under_head(m: LoadedModel, spec: ModelSpec) -> LoadedModel:
+    """The model with the head of `spec`, which the adapter holds."""
+    module, kept = build_model(spec, seed=0), state_of(m.module)
+    for name, tensor in state_of(module).items():
+        if not name.startswith("head."):
+            tensor.copy_(kept[name])
+    return replace(m, spec=spec, module=module)
 
 
 def require_base(adapter: StoredAdapter, found: str, base: str) -> None:
@@ -133,7 +156,7 @@ def in_our_names(m: LoadedModel, adapter: StoredAdapter) -> tuple[AdapterConfig,
         return adapter.config, adapter.tensors
     kind = str(adapter.tensors.config.get("peft_type"))
     ours = layout_of(kind, str(adapter.path)).read(adapter.tensors, m.module, Names(format_at(m), m.module))
-    return ours.config, ours.tensors
+    return replace(ours.config, base=adapter.packed), ours.tensors
 
 
 def format_at(m: LoadedModel) -> Format:

@@ -19,7 +19,8 @@ from luban.nn.linear import matmul_owners
 
 
 def export_adapter(m: LoadedModel, out: str | Path) -> Path:
-    """Write the adapter of a model as PEFT reads it: adapter_config.json, adapter_model.safetensors and the tokenizer.
+    """Write the adapter of a model as PEFT reads it: adapter_config.json, adapter_model.safetensors, in the precision that it was
+    loaded in, and the tokenizer.
 
     Raises:
         UnsupportedError: PEFT has no kind that computes the same, or no Hugging Face format expresses the base.
@@ -46,9 +47,9 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
         "inference_mode": True,
     }
     with whole_directory(out) as folder:
-        write_safetensors({name: t.float().contiguous() for name, t in files.tensors.items()}, folder / PEFT_WEIGHTS)
+        write_safetensors({name: t.contiguous() for name, t in files.tensors.items()}, folder / PEFT_WEIGHTS)
         write_json(folder / PEFT_CONFIG, settings)
-        write_json(folder / BASE, {"weights_hash": m.adapter.base_weights})
+        write_json(folder / BASE, {"weights_hash": m.adapter.base_weights, "base": config.base})
         if m.tokenizer is not None:
             copy_tokenizer(m, folder)
     return out

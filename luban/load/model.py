@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from luban.adapters.base import weight_reader
 from luban.checkpoint.index import INDEX
 from luban.checkpoint.reader import CheckpointReader, StoredTensors
 from luban.core.artifact import MANIFEST, Manifest, open_artifact, read_manifest, read_table
@@ -100,6 +101,11 @@ def load_model(
         if m.adapter is not None and m.adapter.config.base != "float":
             raise UnsupportedError(
                 f"the base of {m.name} is in {m.adapter.config.base} already: leave --dtype int8 out"
+            )
+        if reader := weight_reader(m.module):
+            raise UnsupportedError(
+                f"the adapter of {m.name} at {reader} reads the weight that it adapts: leave --dtype int8 out, or merge it first "
+                "(luban export --merge)"
             )
         pack_int8(m.module)
         return m

@@ -38,6 +38,7 @@ class Prediction:
     compiled: bool = False  # by torch.compile
     caveats: tuple[str, ...] = ()  # why the predictions may be wrong
     distribution: Distribution | None = None  # over several processes; None: one
+    trained: int | None = None  # parameters of adapters and modules trained with them; None: all are trained
 
     def over(self, distribution: Distribution) -> Prediction:
         """This prediction for the processes of a plan, from that of one process with the whole model and the rows of one
@@ -110,7 +111,7 @@ class Prediction:
     def summary(self) -> str:
         """One line, printed as training begins."""
         return (
-            f"{count(self.parameters)} parameters on {self.machine.name} in {self.precision}; predicted: memory "
+            f"{count(self.parameters)} parameters{self._trained()} on {self.machine.name} in {self.precision}; predicted: memory "
             f"{bytes_(self.memory.total)} of {bytes_(self.free_bytes)} free, a step in {milliseconds(self.step.total)}, "
             f"{count(self.tokens_per_step / self.step.total)} tokens/s"
             + "".join(f"; {caveat}" for caveat in self.caveats)
@@ -119,13 +120,16 @@ class Prediction:
     def _active(self) -> str:
         return "" if self.active_parameters == self.parameters else f" ({count(self.active_parameters)} a token)"
 
+    def _trained(self) -> str:
+        return "" if self.trained is None else f", {count(self.trained)} trained,"
+
     def lines(self, *, picture: bool = False) -> list[str]:
         """The lines that --dry-run prints; with the `picture` of a pipeline's schedule."""
         memory, row = self.memory, self.machine.accelerator
         steps = min(self.steps, int(self.seconds / self.step.total) + 1)
         mfu = "" if self.utilisation is None else f", MFU {self.utilisation:.1%}"
         rows = [
-            f"model   {count(self.parameters)} parameters{self._active()} on {self.machine.name}, {self.precision}",
+            f"model   {count(self.parameters)} parameters{self._active()}{self._trained()} on {self.machine.name}, {self.precision}",
             f"memory  {bytes_(memory.total)} at the peak of a step; {bytes_(self.free_bytes)} are free",
             f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
             f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, transient "

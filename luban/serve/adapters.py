@@ -88,6 +88,11 @@ class AdapterPool:
             require_base(stored, self._base_hash(), self.model.name)
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, name, invariant=self.invariant)
+        if config.base != "float":
+            warn(
+                f"the adapter {name} was trained over weights in {config.base}, and is served by name over those of {self.model.name} "
+                f"as they are, so that its answers differ somewhat: --adapter {stored.path} alone keeps them in {config.base}"
+            )
         while len(self._held) >= self.most:
             self.drop(next(held for held in self._held if held not in in_use))
         add_to_banks(self.model.module, self.selection, name, config, tensors)

@@ -150,12 +150,17 @@ class Engine:
         the model's generation_config.json says, or as `Sampling()` does. Every prompt has draws of its own
         (`Sampling.for_prompt`). `adapters` names one for all prompts or one for each ("": none).
 
-        Raises DataError for a prompt that is empty, malformed or too long, before any is run, and NotFiniteError where the
+        Raises DataError for a prompt that is empty, malformed or too long, and for adapters that are not as many as prompts, before
+        any is run, and NotFiniteError where the
         model's logits are NaN or infinite.
         """
         sampling = sampling or self.model.generation.sample({})
         several = cast(Sequence[Prompt], [prompts] if is_one(prompts) else prompts)
         names = [adapters] * len(several) if isinstance(adapters, str) else adapters
+        if len(names) != len(several):
+            raise DataError(
+                f"{len(names)} adapters are named for {len(several)} prompts: one for each is needed, or one for all"
+            )
         requests = [self.request(prompt, sampling.for_prompt(number)) for number, prompt in enumerate(several)]
         for request, name in zip(requests, names, strict=True):
             self.use_adapter(request, name)

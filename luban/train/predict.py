@@ -89,6 +89,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         step=step,
         budget=train.budget_seconds,
         compiled=compiled,
+        trained=settings.trained,
         caveats=(*_caveats(spec, device, compiled, busy), *_offload_caveat(recipe, rates)),
     ).over(_distribution(recipe, graph))
 

@@ -180,7 +180,8 @@ def _exhausted(recipe: Recipe, prediction: Prediction, step: int) -> TrainingErr
 def open_run(
     recipe: Recipe, model: LoadedModel | None = None, processes: int | None = None
 ) -> tuple[Recipe, Shards, Start, torch.device]:
-    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs.
+    """Open the data and choose the model to start from and the device. The recipe's steps are within its epochs, and its
+    adapter trains a new head, too.
 
     Args:
         processes: of the run; None: those that were started.
@@ -198,6 +199,7 @@ def open_run(
         warn("this processor has no bf16 instructions: --train.precision fp32 is about three times as fast")
     shards = recipe.trained(Shards.open(recipe.data.path, "train", verify=recipe.data.verify))
     start = choose_start(recipe, shards, model)
+    recipe = replace(recipe, adapter=start.adapter)
     check_plan(recipe.plan, start.spec)
     return within_epochs(recipe, shards), shards, start, device
 

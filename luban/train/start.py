@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luban.adapters.base import adapters_of
+from luban.adapters.base import AdapterConfig, adapters_of
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Parent, as_parent
 from luban.core.config import merge
@@ -31,6 +31,7 @@ class Start:
     weights: dict[str, Tensor] | None = None  # None: drawn from the seed
     parents: tuple[Parent, ...] = ()  # the model it starts from
     base: str | None = None  # weights_hash of the frozen model that adapters are trained for
+    adapter: AdapterConfig | None = None  # the recipe's; a head that the frozen model lacks is trained whole beside it
 
 
 def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = None) -> Start:
@@ -71,8 +72,13 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
             f"{recipe.init} is an adapter over another model: train over its merged weights (luban export "
             f"{recipe.init} --merge --out DIR)"
         )
-    added = recipe.adapter.initial(spec, weights, recipe.train.seed)
-    return Start(spec=checked, weights=weights | added, parents=parents, base=weights_hash(weights))
+    adapter = recipe.adapter
+    if spec.head != model.spec.head:  # a tied output layer, which is no tensor of its own, isn't among them
+        new = (name.rpartition(".")[0] for name in weights if name.startswith("head."))
+        adapter = replace(adapter, modules_to_save=tuple(dict.fromkeys((*adapter.modules_to_save, *new))))
+    weights = weights | adapter.initial(spec, weights, recipe.train.seed)
+    base = weights_hash(state_of(model.module))
+    return Start(spec=checked, weights=weights, parents=parents, base=base, adapter=adapter)
 
 
 def parent_of(init: str, model: LoadedModel) -> Parent:

@@ -7,7 +7,6 @@ layers.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import weakref
 from collections.abc import Callable
@@ -188,8 +187,10 @@ def _use_remat(module: nn.Module, plan: ParallelPlan) -> None:
 def _seconds(recipe: Recipe, spec: ModelSpec, batch: dict[str, Tensor]) -> float:
     module = build_model(spec, seed=0).to(COMPUTE[recipe.train.precision])
     if recipe.adapter is not None:
-        with contextlib.suppress(ConfigError):  # its targets are in layers that the shallow model lacks
+        try:
             recipe.adapter.adapt(module)
+        except ConfigError:  # it names layers that the shallow model lacks, after freezing those that there are
+            module.requires_grad_(True)
     if recipe.plan.remat not in SCHEDULES:  # those need all layers
         _use_remat(module, recipe.plan)
     return best_of(_pass(recipe.objective.loss(module), batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -20,8 +21,7 @@ from luban.load.adapted import ActiveAdapter, put_in
 from luban.load.adapter_export import export_adapter, merged
 from luban.load.export import export_model
 from luban.load.model import load_model
-from luban.models.build import state_of
-from luban.nn.roles import roles_of
+from luban.models.build import build_model, state_of
 
 peft = pytest.importorskip("peft", reason="compares with Hugging Face's PEFT (extra test)")
 transformers = pytest.importorskip("transformers", reason="PEFT adapts models of transformers (extra test)")
@@ -42,6 +42,8 @@ OURS = {
     "lora of queries and values": LoRA(rank=3, alpha=4.0, targets=("q", "v"), rank_stabilised=True),
     "lora of one layer": LoRA(rank=2, targets=("*.blocks.1.*",)),
     "lora with the embedding": LoRA(rank=2, targets=("up",), modules_to_save=("embedding",)),
+    "lora with the norms": LoRA(rank=2, targets=("up",), modules_to_save=("norm",)),
+    "lora with outputs and some values": LoRA(rank=2, targets=("up", "down"), modules_to_save=("o", "*.0.mixer.qkv.v")),
     "lora of the head": LoRA(rank=2, targets=("v", "lm_head")),  # tied to the embedding but for Phi-3's
     "pissa": PiSSA(rank=2, alpha=3.0),
     "dora": DoRA(rank=3, alpha=4.0),
@@ -95,9 +97,8 @@ def test_what_is_exported_computes_the_same_in_peft_and_read_again(name, kind, b
     m = load_model(folder)
     weights = state_of(m.module)
     found = weights_hash(weights)
-    saved = {
-        n: t for n, t in weights.items() if config.modules_to_save and "embedding" in roles_of(m.module).get(n, "")
-    }
+    config.adapt(twin := build_model(m.spec, device="meta"))
+    saved = {n: weights[n] for n, p in twin.named_parameters() if p.requires_grad and n in weights}
     put_in(m.module, config, config.initial(m.spec, weights, 1) | saved, "test")
     moved(m.module)
     m = replace(m, adapter=ActiveAdapter(config, str(folder), found))
@@ -121,6 +122,12 @@ PEFTS = {
     "lora with ranks": lambda: peft.LoraConfig(
         r=2, target_modules="all-linear", rank_pattern={"layers.0.*": 3, "h.0.*": 3}, task_type="CAUSAL_LM"
     ),
+    "lora of one layer": lambda: peft.LoraConfig(
+        r=3, target_modules=["q_proj", "c_attn", "qkv_proj"], layers_to_transform=[1], task_type="CAUSAL_LM"
+    ),
+    "lora with norms": lambda: peft.LoraConfig(  # PEFT saves every module whose name ends so
+        r=3, target_modules="all-linear", modules_to_save=["norm", "ln_1"], task_type="CAUSAL_LM"
+    ),
     "dora": lambda: peft.LoraConfig(r=4, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM"),
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
@@ -141,6 +148,27 @@ def test_what_peft_writes_computes_the_same_here(name, kind, bases, tmp_path):
     with torch.no_grad():
         m = load_model(folder, adapter=tmp_path / "adapter")
         torch.testing.assert_close(m.module(x), model(x).logits[:, -9:], rtol=1e-4, atol=1e-4)
+
+
+def test_what_would_be_read_wrong_is_refused(bases, tmp_path):
+    """An adapter of the embedding beside others; a first step that changed the base; a scale that is no number."""
+    folder = bases("llama")
+
+    def write(**settings):
+        config = peft.LoraConfig(r=3, task_type="CAUSAL_LM", **settings)
+        peft.get_peft_model(theirs(folder), config).save_pretrained(tmp_path / "a")
+
+    write(target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(UnsupportedError, match=r"embed_tokens.lora_embedding_A, which isn.t read"):
+        load_model(folder, adapter=tmp_path / "a")
+    write(target_modules=["q_proj"], init_lora_weights="pissa")
+    with pytest.raises(UnsupportedError, match="'pissa', which changed the weights of the base"):
+        load_model(folder, adapter=tmp_path / "a")
+    write(target_modules=["q_proj"])
+    file = tmp_path / "a" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": "many"}))
+    with pytest.raises(ArtifactError, match=r"lora_alpha = 'many' for .*q_proj: a number above 0"):
+        load_model(folder, adapter=tmp_path / "a")
 
 
 def test_other_kinds_are_named(bases, tmp_path):

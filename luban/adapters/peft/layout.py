@@ -7,14 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from luban.adapters.base import AdapterConfig
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.base import Model
-from luban.models.build import shared_names
-from luban.models.convert.base import Format, Fused, Pair, Stacked
+from luban.models.build import shared_names, state_of
+from luban.models.convert.base import ExpertSlice, Format, Fused, Pair, Stacked
 
 PREFIX = "base_model.model."  # of every tensor of an adapter that changes modules
 LM_HEAD = "lm_head"  # transformers' output layer, which formats of tied models don't list
@@ -72,8 +73,10 @@ class Names:
 
     def __init__(self, form: Format, model: Model):
         self.spec = model.spec
-        pairs = [pair for pair in form.pairs(model.spec) if pair.theirs.endswith(".weight")]
-        self.by_theirs: dict[str, AnyPair] = {pair.theirs.removesuffix(".weight"): pair for pair in pairs}
+        self.tensors: dict[str, AnyPair] = {pair.theirs: pair for pair in form.pairs(model.spec)}
+        self.by_theirs: dict[str, AnyPair] = {
+            name.removesuffix(".weight"): pair for name, pair in self.tensors.items() if name.endswith(".weight")
+        }
         self.theirs_of = {ours: theirs for theirs, pair in self.by_theirs.items() for ours in ours_of(pair)}
         self.shared = shared_names(model)
         self.prefix = form.prefix
@@ -95,6 +98,14 @@ class Names:
         if theirs.rpartition(".")[2] == LM_HEAD:  # tied: the embedding's tensor under another name
             return Pair("head.weight", f"{LM_HEAD}.weight")
         raise ArtifactError(f"the adapter changes {theirs}, which this model hasn't{nearest(theirs, self.by_theirs)}")
+
+    def tensor(self, theirs: str) -> AnyPair | None:
+        """What their tensor of this name holds of ours; None: the format has no such tensor."""
+        for name in (theirs, self.prefix + theirs):
+            if name in self.tensors:
+                return self.tensors[name]
+        tied = theirs.rpartition(".")[0].rpartition(".")[2] == LM_HEAD and "head.weight" in self.shared
+        return Pair("head.weight", theirs) if tied else None
 
     def targets(self, modules: Collection[str]) -> list[str]:
         """Modules as `target_modules` names them: by their last names where these mean no other, else whole."""
@@ -123,16 +134,55 @@ def without_prefix(files: PeftFiles) -> dict[str, Tensor]:
 
 def saved_whole(model: Model, names: Names) -> tuple[list[str], dict[str, Tensor]]:
     """`modules_to_save`, and their tensors: parameters of the model itself that are trained. A tied embedding stands under
-    both names, as PEFT copies each module."""
+    both names, as PEFT copies each module. Raises UnsupportedError for a parameter that the format hasn't."""
+    parameters = {name: p for name, p in model.named_parameters() if ".adapters." not in name}
+    trained = {name for name, p in parameters.items() if p.requires_grad}
     found: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or ".adapters." in name:
+    for theirs, pair in names.tensors.items():
+        ours = {name: names.shared.get(name, name) for name in ours_of(pair)}
+        if trained.isdisjoint(ours.values()):
             continue
-        owner = name.rpartition(".")[0]
-        modules = [names.module_of(owner)] if name.endswith(".weight") else []
-        if name in names.shared.values():
-            modules.append(LM_HEAD)
-        for module in modules:
-            found[f"{PREFIX}{module}.weight"] = parameter.detach().clone()
-    modules = sorted({name.removeprefix(PREFIX).removesuffix(".weight") for name in found})
-    return [module.rpartition(".")[2] for module in modules], found
+        trained_here = pair.join({name: parameters[first].detach() for name, first in ours.items()}).clone()
+        found[f"{PREFIX}{theirs}"] = trained_here
+        if not set(ours.values()).isdisjoint(names.shared.values()):
+            found.setdefault(f"{PREFIX}{LM_HEAD}.weight", trained_here.clone())
+    if lost := trained - {names.shared.get(n, n) for pair in names.tensors.values() for n in ours_of(pair)}:
+        raise UnsupportedError(f"the Hugging Face format of this model has no tensor for {min(lost)}, which is trained")
+    modules = {name.removeprefix(PREFIX).rpartition(".")[0] for name in found}
+    return names.targets(modules), found
+
+
+def read_whole(
+    tensors: Mapping[str, Tensor], names: Names, model: Model, to_save: Collection[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights of modules that are saved whole by our names, and the names of our modules.
+
+    Args:
+        tensors: those that are no part of the adapters at projections, by their names. PEFT also writes unchanged embeddings
+            here, which are left out.
+        to_save: `modules_to_save`, ends of their modules' names.
+
+    Raises:
+        UnsupportedError: for a tensor that nothing here reads.
+    """
+    found: dict[str, Tensor] = {}
+    state = state_of(model)
+    for name, tensor in tensors.items():
+        pair = names.tensor(name.replace(".base_layer.", "."))
+        if pair is None or isinstance(pair, ExpertSlice):
+            raise UnsupportedError(f"adapter_model.safetensors holds the tensor {name}, which isn't read")
+        parts = {names.shared.get(ours, ours): part for ours, part in pair.split(tensor).items()}
+        wanted = name.rpartition(".")[0].endswith(tuple(to_save))
+        if not wanted and all(torch.equal(part, state[ours].to(part.dtype)) for ours, part in parts.items()):
+            continue
+        for ours, part in parts.items():
+            if ours in found and not torch.equal(found[ours], part):
+                raise UnsupportedError(
+                    f"the adapter holds other weights for {name} than for the embedding, which this model ties to it"
+                )
+            found[ours] = part
+    modules = {name.rpartition(".")[0] for name in found}
+    beside = {
+        name: state[name] for name in state if name.rpartition(".")[0] in modules
+    }  # such as biases that aren't there
+    return beside | found, tuple(sorted(modules))

@@ -24,6 +24,7 @@ from luban.adapters.peft.layout import (
     PeftFiles,
     by_pattern,
     ours_of,
+    read_whole,
     saved_whole,
     without_prefix,
 )
@@ -33,7 +34,6 @@ from luban.models.base import Model
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 UNREAD = {  # settings that change what is computed, and the values that change nothing
     "bias": "none",
-    "layers_to_transform": None,
     "layer_replication": None,
     "use_qalora": False,
     "trainable_token_indices": None,
@@ -42,6 +42,15 @@ UNREAD = {  # settings that change what is computed, and the values that change 
     "lora_bias": False,
     "alora_invocation_tokens": None,
 }
+
+KEPT_BASE = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # values of init_lora_weights that leave the base as it is
 
 
 class LowRankLayout:
@@ -101,6 +110,11 @@ class LowRankLayout:
         for name, neutral in UNREAD.items():
             if given.get(name) not in (neutral, None, [], {}):
                 raise UnsupportedError(f"adapter_config.json has {name} = {given[name]!r}, which isn't read")
+        if (init := given.get("init_lora_weights")) not in KEPT_BASE:
+            raise UnsupportedError(
+                f"adapter_config.json has init_lora_weights = {init!r}, which changed the weights of the base, too: write it as a "
+                "plain LoRA, by PEFT's save_pretrained(DIR, path_initial_model_for_weight_conversion=…)"
+            )
         tensors = without_prefix(files)
         modules = sorted(name.removesuffix(A) for name in tensors if name.endswith(A))
         if not modules:
@@ -111,6 +125,10 @@ class LowRankLayout:
                 raise ArtifactError(f"adapter_model.safetensors lacks the tensor {PREFIX}{module}{B}")
             rank = tensors[f"{module}{A}"].shape[0]
             alpha = by_pattern(module, given.get("alpha_pattern"), given.get("lora_alpha", 8))
+            if not isinstance(alpha, int | float) or alpha <= 0:
+                raise ArtifactError(
+                    f"adapter_config.json has lora_alpha = {alpha!r} for {module}: a number above 0 is needed"
+                )
             scales[module] = alpha / (math.sqrt(rank) if given.get("use_rslora") else rank)
             pair = plain(names.pair_of(module))
             for ours, b in pair.split(tensors[f"{module}{B}"]).items():
@@ -132,7 +150,9 @@ class LowRankLayout:
         kind = LoRA
         if dora:
             from luban.adapters.dora import DoRA as kind
-        whole, saved = read_whole(tensors, names, given)
+        kinds = (A, B, MAGNITUDE) if dora else (A, B)
+        others = {name: t for name, t in tensors.items() if not name.endswith(kinds)}
+        whole, saved = read_whole(others, names, model, given.get("modules_to_save") or ())
         config = kind(
             rank=rank,
             alpha=scale * rank,
@@ -141,26 +161,6 @@ class LowRankLayout:
             modules_to_save=saved,
         )
         return OurAdapter(config, found | whole)
-
-
-def read_whole(
-    tensors: dict[str, Tensor], names: Names, given: dict[str, Any]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights of `modules_to_save` by our names, and the names of our modules."""
-    wanted, found = set(given.get("modules_to_save") or ()), {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        if kind != "weight" or module.rpartition(".")[2] not in wanted:
-            continue
-        split = names.pair_of(module).split(tensor)
-        for ours, part in split.items():
-            first = names.shared.get(ours, ours)
-            if first in found and not torch.equal(found[first], part):
-                raise UnsupportedError(
-                    f"the adapter holds other weights for {module} than for the embedding, which this model ties to it"
-                )
-            found[first] = part
-    return found, tuple(sorted(name.rpartition(".")[0] for name in found))
 
 
 def adapter_name(weight: str, model: Model) -> str:

@@ -23,12 +23,17 @@ def _embeddings(files: PeftFiles) -> Tensor:
     return files.tensors[TENSOR]
 
 
-def _settings(kind: str, length: int, model: Model) -> dict[str, Any]:
+def _settings(kind: str, config: PTuningV2 | PromptTuning, model: Model) -> dict[str, Any]:
+    if config.modules_to_save:
+        names = ", ".join(config.modules_to_save)
+        raise UnsupportedError(
+            f"PEFT saves no modules beside prompts, and {names} was trained with this one: serve the run itself"
+        )
     shape = model.spec.layers[0].mixer.attention(model.spec.width)
     assert shape is not None
     return {
         "peft_type": kind,
-        "num_virtual_tokens": length,
+        "num_virtual_tokens": config.length,
         "token_dim": model.spec.width,
         "num_layers": len(model.spec.layers),
         "num_attention_heads": shape.heads,
@@ -42,7 +47,7 @@ class PromptLayout:
     def write(self, config: PromptTuning, model: Model, names: Names) -> PeftFiles:
         """The embeddings."""
         return PeftFiles(
-            {**_settings("PROMPT_TUNING", config.length, model), "prompt_tuning_init": "RANDOM"},
+            {**_settings("PROMPT_TUNING", config, model), "prompt_tuning_init": "RANDOM"},
             {TENSOR: dict(model.named_parameters())[OURS].detach().clone()},
         )
 
@@ -59,7 +64,7 @@ class PrefixLayout:
         """Keys and values of all layers."""
         (_, prefix), *_ = adapters_of(model)
         assert isinstance(prefix, Prefix)
-        settings = _settings("PREFIX_TUNING", config.length, model)
+        settings = _settings("PREFIX_TUNING", config, model)
         heads = prefix.heads
         settings |= {
             "prefix_projection": False,

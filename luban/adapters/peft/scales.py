@@ -6,8 +6,17 @@ from torch import Tensor
 
 from luban.adapters.base import adapters_of, place_of
 from luban.adapters.ia3 import IA3, Scale
-from luban.adapters.peft.layout import PREFIX, Names, OurAdapter, PeftFiles, ours_of, saved_whole, without_prefix
-from luban.adapters.peft.low_rank import adapter_name, plain, read_whole
+from luban.adapters.peft.layout import (
+    PREFIX,
+    Names,
+    OurAdapter,
+    PeftFiles,
+    ours_of,
+    read_whole,
+    saved_whole,
+    without_prefix,
+)
+from luban.adapters.peft.low_rank import adapter_name, plain
 from luban.core.errors import UnsupportedError
 from luban.models.base import Model
 from luban.models.convert.base import Pair
@@ -71,5 +80,10 @@ class ScalesLayout:
             for ours, part in plain(pair).split(scale[:, 0]).items():
                 targets.append(ours.removesuffix(".weight"))
                 found[f"{adapter_name(ours, model)}.scale"] = part
-        whole, saved = read_whole(tensors, names, files.config)
+        whole, saved = read_whole(
+            {name: t for name, t in tensors.items() if not name.endswith(L)},
+            names,
+            model,
+            files.config.get("modules_to_save") or (),
+        )
         return OurAdapter(IA3(targets=tuple(targets), modules_to_save=saved), found | whole)

@@ -30,7 +30,10 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
 from luban.nn.linear import matmul_owners
+from luban.nn.mixer.dilated import Dilated
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.mixer.lsh import LSH
+from luban.nn.mixer.routing import Routing
 from luban.objectives.causal import Causal
 
 V, E, L, F, H, K, D = 37, 32, 3, 48, 4, 2, 8
@@ -298,6 +301,10 @@ def test_dropout_is_for_training_alone():
 
 BAD = {
     "nothing": (LoRA(targets=("gat",)), "matches no projection of this model.*did you mean 'gate'"),
+    "far": (
+        LoRA(targets=("mlp",)),
+        "^adapter target 'mlp' matches no projection of this model; its .* have the roles q, k,",
+    ),
     "pattern": (LoRA(targets=("encoder.*",)), "roles q, k, v, o, gate, up, down, lm_head"),
     "embedding": (LoRA(targets=("embedding",)), "take no adapter"),
     "rank": (LoRA(rank=17), r"rank 17 is above the width of decoder.blocks.0.mixer.qkv.k \(16 × 32\): at most 16"),
@@ -312,6 +319,20 @@ def test_what_can_not_be_is_refused(name):
     config, reason = BAD[name]
     with pytest.raises(ConfigError, match=reason):
         config.adapt(build_model(SPEC, device="meta"))
+
+
+def test_a_network_without_width_is_refused():
+    for width in (0, -3):
+        with pytest.raises(ConfigError, match=f"adapter.network must be at least 1, {width} given; p_tuning_v2"):
+            PrefixTuning(network=width)
+
+
+@pytest.mark.parametrize("mixer", [Dilated(heads=4), LSH(heads=4), Routing(heads=4)], ids=["dilated", "lsh", "routing"])
+@pytest.mark.parametrize("name", ["llama adapter", "prompt", "prefix", "p-tuning v2"])
+def test_prompts_need_layers_that_attend_to_them(mixer, name):
+    spec = uniform(vocab_size=V, width=E, layers=L, context=64, mixer=mixer, feedforward=SwiGLU(width=F))
+    with pytest.raises(UnsupportedError, match="mixer grouped"):
+        ALL[name].adapt(build_model(spec, device="meta"))
 
 
 def test_norms_are_those_that_houlsby_trains():
@@ -349,5 +370,8 @@ def test_a_packed_base(base):
     for (name, ours), theirs in zip(trainable(model).items(), trainable(right).values(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
     assert plain is not model
-    with pytest.raises(ConfigError, match="reads the weights that it adapts"):
+    with pytest.raises(ConfigError, match="reads the weight that it adapts"):
         DoRA(base=base).adapt(build_model(SPEC, device="meta"))
+    ungated = uniform(vocab_size=V, width=E, layers=1, mixer=Grouped(heads=H), feedforward=GELU(width=F))
+    with pytest.raises(ConfigError, match=r"at decoder\.blocks\.0\.feedforward\.down reads the weight"):
+        IA3(base=base).adapt(build_model(ungated, device="meta"))

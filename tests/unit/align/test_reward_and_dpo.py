@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from luban import Engine, Sampling
+from luban.adapters.lora import LoRA
 from luban.align.dpo import DPORecipe, dpo
 from luban.align.prompts import prompt_ids
 from luban.align.reward import RewardRecipe, reward
 from luban.align.scoring import RewardModel, score_file
+from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import read_manifest
 from luban.core.config import from_dict
 from luban.core.errors import ConfigError, DataError, LineageError, UnsupportedError, UsageError
 from luban.data.groups import Groups
 from luban.data.shards import Shards
 from luban.load.model import load_model
+from luban.models.build import state_of
 from luban.objectives.ranking import Ranking
 
 TINY = {
@@ -90,6 +93,11 @@ def test_a_joint_model_ranks_and_writes(tiny_checkpoint, pairs, tmp_path):
     weights = {name: t for name, t in load_file(tied / "model.safetensors").items() if name != "head.weight"}
     save_file(weights, tied / "model.safetensors")
     recipe = rewarding(tied, pairs)
+    few = replace(recipe, adapter=LoRA(rank=2), train=replace(recipe.train, steps=1), objective=Ranking(language=1.0))
+    adapted = load_model(reward(few, tmp_path / "adapted"))  # its embedding isn't trained with the new head
+    assert torch.equal(
+        state_of(adapted.module)["decoder.embedding.tokens.weight"], weights["decoder.embedding.tokens.weight"]
+    )
     run = reward(replace(recipe, objective=Ranking(language=1.0)), tmp_path / "joint")
     model = RewardModel.load(run)
     before = model.score("say 99", "aaa")
@@ -103,6 +111,26 @@ def test_a_joint_model_ranks_and_writes(tiny_checkpoint, pairs, tmp_path):
     assert int(logits[0, -1].argmax()) == found.token_ids[0] and RewardModel.load(run).score("say 99", "aaa") == before
     with pytest.raises(UnsupportedError, match="has body decoder and head value"):
         Engine(load_model(reward(recipe, tmp_path / "alone")))
+
+
+def test_an_adapter_trains_the_new_head_with_it(tiny_checkpoint, pairs, tmp_path):
+    """A LoRA and the value head are saved, the model under them is not; the base's own hash is what tells them apart."""
+    recipe = replace(rewarding(tiny_checkpoint, pairs), adapter=LoRA(rank=4))
+    run = reward(recipe, tmp_path / "rm")
+    figures = read_manifest(run).figures
+    assert figures["accuracy"] > 0.9
+    m, base = load_model(run), load_model(tiny_checkpoint)
+    assert m.adapter.config.modules_to_save == ("head.output",)
+    assert m.adapter.base_weights == weights_hash(state_of(base.module))
+    kept, frozen = state_of(m.module), state_of(base.module)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in frozen.items() if not name.startswith("head."))
+    held = {name for name in kept if ".adapters." in name or name.startswith("head.")}
+    assert figures["parameters"] == sum(kept[name].numel() for name in held)
+    over = load_model(tiny_checkpoint, adapter=run)
+    x = torch.randint(16, 272, (2, 9))
+    assert over.spec == m.spec and torch.equal(over.module(x), m.module(x))
+    longer = replace(recipe, train=replace(recipe.train, steps=32))
+    assert read_manifest(reward(longer, tmp_path / "rm")).figures["step"] == 32
 
 
 def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, pairs, tmp_path):

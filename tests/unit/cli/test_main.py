@@ -145,6 +145,11 @@ def test_an_overview_that_nobody_reads_to_its_end_is_no_traceback(words):
     ("words", "said", "unsaid"),
     [
         (["sft", "luban_lora_cpu"], ["Fields, as luban_lora_cpu has them:", "luban_sft_gpu"], ["luban_dpo_cpu"]),
+        (
+            ["sft", "luban_lora_cpu", "--adapter.type", "prompt"],
+            ["--adapter.length", "default prompt]"],
+            ["--adapter.rank"],
+        ),
         (["pretrain", "tiny_pretrain_cpu"], ["optimizer steps [int, default 100]"], ["luban_lora_cpu"]),
         (["pretrain"], ["optimizer steps [int, default 1000]", "transformer_translation_cpu"], ["minilm_dpr_cpu"]),
     ],
@@ -154,3 +159,9 @@ def test_help_of_a_recipe_has_its_values_and_lists_the_verbs_recipes(words, said
         main([*words, "--help"])
     shown = capsys.readouterr().out
     assert all(text in shown for text in said) and not any(text in shown for text in unsaid)
+
+
+def test_values_of_a_field_apart_from_it_are_told_from_recipes(capsys):
+    assert main(["sft", "luban_lora_cpu", "--adapter.targets", "q", "v", "--out", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "takes one recipe (2 given: luban_lora_cpu, v): values of one field are separated by commas" in said

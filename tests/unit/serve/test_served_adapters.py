@@ -45,6 +45,23 @@ def test_requests_of_one_batch_have_their_own_adapters(served):
     assert first != wanted[0]
 
 
+def test_what_reads_weights_is_refused_over_int8(served, tmp_path):
+    """DoRA divides by norms of the weights. (IA)³ of a gated network reads none, and is what it is alone."""
+    base, made = served
+    with pytest.raises(
+        UnsupportedError, match=r"the adapter of c at .*qkv.q reads the weight .* leave --dtype int8 out"
+    ):
+        load_model(base, dtype="int8", adapter=made["c"])
+    engine = Engine(
+        load_model(base, dtype="int8"), adapters={"c": made["c"], "i": write_adapter(base, IA3(), tmp_path / "i")}
+    )
+    (text,) = prompts(1)
+    with pytest.raises(UnsupportedError, match="those of the model are packed"):
+        engine.generate(text, GREEDY, adapters="c")
+    wanted = Engine(load_model(base, dtype="int8", adapter=tmp_path / "i")).generate(text, GREEDY)[0].token_ids
+    assert engine.generate(text, GREEDY, adapters="i")[0].token_ids == wanted
+
+
 def test_the_least_recently_used_adapter_goes(served):
     base, made = served
     engine, (text,) = Engine(load_model(base), adapters=made, max_adapters=2), prompts(1)

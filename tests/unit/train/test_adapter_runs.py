@@ -11,11 +11,15 @@ import torch
 from safetensors import safe_open
 from training_data import make_shards
 
+from luban import Engine
+from luban.adapters.ia3 import IA3
+from luban.adapters.lora import LoRA
+from luban.adapters.prompt import PromptTuning
 from luban.cli.main import main
 from luban.core.artifact import read_manifest
 from luban.core.config import from_dict
 from luban.core.errors import ArtifactError, ConfigError, UnsupportedError
-from luban.load.adapter_export import merged
+from luban.load.adapter_export import export_adapter, merged
 from luban.load.model import load_model
 from luban.models.build import state_of
 from luban.train.pretrain import pretrain
@@ -137,3 +141,59 @@ def test_a_run_over_a_base_in_four_bits(recipe, base, tmp_path):
     with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
         merged(m)
     export_adapter(m, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{**LORA, "targets": ("q", "*.blocks.2.mixer.*")}, {"type": "llama_adapter", "layers": 3}],
+    ids=["pattern", "llama_adapter"],
+)
+def test_adapters_of_upper_layers(adapter, recipe, base, tmp_path):
+    """A step's time is predicted from models of one and two layers, which lack what the adapter names."""
+    data = {"path": str(base.parent / "shards")}
+    deep = pretrain(from_dict(Recipe, {**TINY, "model": {**MODEL, "layers": 3}, "data": data}), tmp_path / "deep")
+    run = pretrain(from_dict(Recipe, {**TINY, "init": str(deep), "data": data, "adapter": adapter}), tmp_path / "run")
+    assert read_manifest(run).status == "finished"
+    assert any(".blocks.2." in name for name in tensors(run, 2))
+
+
+@pytest.mark.parametrize("kept", ["int8", "nf4"])
+def test_peft_directories_remember_a_packed_base(kept, recipe, base, tmp_path, capsys):
+    """What is read again computes what the run does; served by name, over floats, there is a warning."""
+    run = pretrain(replace(recipe, adapter=LoRA(rank=2, base=kept)), tmp_path / "run")
+    assert main(["export", str(run), "--out", str(tmp_path / "adapter")]) == 0
+    assert f"it was trained over weights in {kept}" in capsys.readouterr().err
+    x = torch.randint(0, 200, (1, 9))
+    with torch.no_grad():
+        wanted = load_model(run).module(x)
+        again = load_model(base, adapter=tmp_path / "adapter")
+        assert (wanted - load_model(base).module(x)).abs().max() > 1e-4
+        torch.testing.assert_close(again.module(x), wanted, rtol=0, atol=0)
+    with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
+        merged(again)
+    Engine(load_model(base), adapters={"a": tmp_path / "adapter"})
+    assert f"the adapter a was trained over weights in {kept}, and is served by name" in capsys.readouterr().err
+
+
+def test_adapters_are_exported_in_a_given_precision(recipe, tmp_path):
+    run = pretrain(recipe, tmp_path / "run")
+    for dtype in ("float32", "bfloat16"):
+        assert main(["export", str(run), "--dtype", dtype, "--out", str(tmp_path / dtype)]) == 0
+        with safe_open(tmp_path / dtype / "adapter_model.safetensors", "pt") as held:
+            assert {str(held.get_tensor(name).dtype) for name in held.keys()} == {f"torch.{dtype}"}  # noqa: SIM118
+
+
+def test_modules_beside_a_prompt_are_not_lost_in_an_export(recipe, tmp_path):
+    run = pretrain(replace(recipe, adapter=PromptTuning(length=2, modules_to_save=("norm",))), tmp_path / "run")
+    with pytest.raises(UnsupportedError, match="PEFT saves no modules beside prompts, and norm was trained"):
+        export_adapter(load_model(run), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_what_is_said_of_a_run(recipe, tmp_path, capsys):
+    """How many parameters are trained; of another kind of adapter, its type before its other fields."""
+    run = pretrain(recipe, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert f"parameters, {read_manifest(run).figures['parameters']} trained, on" in said
+    with pytest.raises(ArtifactError, match=r"config\.adapter\.type was 'lora', now 'ia3'"):
+        pretrain(replace(recipe, adapter=IA3()), tmp_path / "run")
