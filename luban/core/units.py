@@ -18,6 +18,11 @@ def count(n: float) -> str:
     return f"{n:.3g}" if isinstance(n, float) else str(n)
 
 
+def counted(n: int, what: str) -> str:
+    """1 → '1 worker', 12_345 → '12,345 workers'."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
 def bytes_(n: float) -> str:
     """Decimal bytes: 1_500_000_000 → '1.5 GB' (GB = 10⁹)."""
     for size, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -149,36 +150,64 @@ def test_killed_and_stopped_workers_and_a_killed_service_change_nothing(calm, re
     assert figures["goodput"]["lost"] > 0
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_a_machine_joins_and_leaves_at_the_same_global_batch(calm, recipe, shards, tmp_path, plan):
-    """A worker is stopped while the other machine starts, and again while that one leaves, so that steps remain for each number
-    of workers."""
-    out = tmp_path / "run"
-    words = (*words_of(plan), "--elastic.silent_seconds", "60")
-    first = Job(recipe, shards, out, *words, node="one")
+def joined(job: Job, node: str) -> warm.Child:
+    """The agent of another machine with one worker, which joins `job`. A worker of it is stopped until the other has started, so
+    that steps remain for each number of workers."""
+    generation = job.client("status", since=0)["generation"]
+    job.kill("worker-one-0.json", signal.SIGSTOP)
+    given = [*job.agent.words, "--elastic.node", node, "--nproc", "1"]
+    agent = warm.Child(["-m", "luban", *given], {**os.environ, "OMP_NUM_THREADS": "1"}, job.log)
+    job.wait_until(lambda status: f"{node}/0" in status["waiting"])
+    at = job.client("status", since=0)["step"]
+    job.kill("worker-one-0.json", signal.SIGCONT)
+    job.wait_until(lambda status: status["generation"] == generation + 1 and status["step"] > at + 2)
+    return agent
 
-    def act(job: Job) -> None:
-        job.wait_for(2)
-        job.kill("worker-one-0.json", signal.SIGSTOP)
-        given = [*first.agent.words, "--elastic.node", "two", "--nproc", "1"]
-        second = warm.Child(["-m", "luban", *given], {**os.environ, "OMP_NUM_THREADS": "1"}, job.log)
-        job.wait_until(lambda status: "two/0" in status["waiting"])
-        at = job.client("status", since=0)["step"]
-        job.kill("worker-one-0.json", signal.SIGCONT)
-        job.wait_until(lambda status: status["generation"] == 2 and status["step"] > at + 2)
-        job.kill("worker-one-0.json", signal.SIGSTOP)
-        os.kill(second.pid, signal.SIGTERM)
-        job.wait_until(lambda status: status["nodes"] == ["one"])
-        job.kill("worker-one-0.json", signal.SIGCONT)
 
-    figures = first.run(act)
+def leaves(job: Job, agent: warm.Child) -> None:
+    """The machine of `agent` leaves `job`, a worker of which is stopped meanwhile."""
+    job.kill("worker-one-0.json", signal.SIGSTOP)
+    os.kill(agent.pid, signal.SIGTERM)
+    job.wait_until(lambda status: status["nodes"] == ["one"])
+    job.kill("worker-one-0.json", signal.SIGCONT)
+
+
+def check_resized(figures: dict, job: Job, undisturbed: Path, shares: list[str]) -> None:
+    """The same curve but for rounding; every row of every step was used once, by workers with these shares one after the other."""
     rows = figures["elastic"]["rows"]
     assert rows["steps"] == STEPS and rows["rows"] == STEPS * BATCH and not rows["wrong"]
-    found, right = curve(out), curve(calm(plan))
+    found, right = curve(job.out), curve(undisturbed)
     assert [v for row in found for v in row] == pytest.approx([v for row in right for v in row], rel=1e-9)
-    with closing(sqlite3.connect(first.folder / "service.db")) as database:
-        shares = [bounds for (bounds,) in database.execute("SELECT bounds FROM steps ORDER BY step")]
-    assert list(dict.fromkeys(shares)) == ["[0, 7, 14]", "[0, 5, 10, 14]"] and shares[-1] == "[0, 7, 14]"
+    with closing(sqlite3.connect(job.folder / "service.db")) as database:
+        bounds = [bounds for (bounds,) in database.execute("SELECT bounds FROM steps ORDER BY step")]
+    assert [share for share, _ in groupby(bounds)] == shares
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_machine_joins_and_leaves_at_the_same_global_batch(calm, recipe, shards, tmp_path, plan):
+    def act(job: Job) -> None:
+        job.wait_for(2)
+        leaves(job, joined(job, "two"))
+
+    job = Job(recipe, shards, tmp_path / "run", *words_of(plan), "--elastic.silent_seconds", "60", node="one")
+    check_resized(job.run(act), job, calm(plan), ["[0, 7, 14]", "[0, 5, 10, 14]", "[0, 7, 14]"])
+
+
+def test_a_run_of_one_worker_grows_and_shrinks(calm, recipe, shards, tmp_path):
+    """A worker that was alone sums no gradients; beside others it must, as those do."""
+
+    def act(job: Job) -> None:
+        job.wait_for(1)
+        leaves(job, joined(job, "two"))
+        at = job.client("status", since=0)["step"]
+        job.wait_until(lambda status: status["generation"] == 3 and status["step"] > at)
+        joined(job, "three")
+
+    words = ("--elastic.silent_seconds", "60")
+    job = Job(recipe, shards, tmp_path / "run", *words, workers=1, node="one")
+    alone, both = "[0, 14]", "[0, 7, 14]"
+    check_resized(job.run(act), job, calm("replicate"), [alone, both, alone, both])
+    assert "1 worker goes on after step" in job.log.read_text()
 
 
 @pytest.mark.slow
@@ -223,7 +252,8 @@ def test_a_worker_with_another_recipe_is_refused_by_name_and_the_run_goes_on(cal
         assert other.poll() == 1
 
     figures = first.run(act)
-    assert "worker two/0 runs another version than this run: recipe.train.seed is 7 instead of" in said.read_text()
+    differs = "worker two/0 is refused, since it has another recipe than this run (train.seed is 7 instead of"
+    assert said.read_text().count(differs) == said.read_text().count("train.seed") == 1
     check(figures, out, calm("replicate"))
 
 
@@ -232,7 +262,8 @@ def test_what_cannot_be_elastic_is_refused_before_anything_starts(recipe, shards
         (("--plan.tensor", "2"), "leave plan.tensor at 1"),
         (("--spikes.action", "skip"), "spikes.action skip"),
         (("--elastic.min_workers", "0"), "elastic.min_workers must be at least 1, 0 given"),
-        (("--elastic.node", "a/b"), "a name without /"),
+        (("--elastic.node", "a/b"), r"elastic.node may have letters, digits, .*'a/b' given"),
+        (("--elastic.node", ".."), r"does not begin with '\.': '\.\.' given"),
         (("--elastic.flash_folder", tmp_path / "none"), "flash_folder .*none is not a folder"),
         (("--train.batch_size", "1"), "2 workers need a row each, and train.batch_size is 1"),
     ):

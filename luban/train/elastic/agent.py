@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from luban.core.errors import LubanError, TrainingError, UsageError
 from luban.core.log import say
 from luban.core.whole_directory import real_path
 from luban.train.elastic.claim import claimed
-from luban.train.elastic.config import ElasticConfig
+from luban.train.elastic.config import ElasticConfig, node_of
 from luban.train.elastic.events import in_words
 from luban.train.elastic.local_workers import LocalWorkers
 from luban.train.elastic.service import SETTINGS, ServiceSettings, read_settings
@@ -51,8 +50,7 @@ def successor(out: Path, words: Sequence[str]) -> Agent | None:
         with suppress(OSError, LubanError):
             found = read_table(record)
             elastic = from_dict(ElasticConfig, found["elastic"])
-            node = elastic.node or socket.gethostname()
-            names = [f"{node}/{number}" for number in range(found["workers"])]
+            names = [f"{node_of(elastic)}/{number}" for number in range(found["workers"])]
             if found["words"] == list(words) and any(claimed(name, folder) for name in names):
                 return Agent(words, out, found["workers"], read_settings(folder), elastic)
     return None
@@ -78,7 +76,7 @@ class Agent:
         start: Start = start_process,
     ):
         self.words, self.out, self.settings, self.elastic = list(words), Path(out), settings, elastic
-        self.node = elastic.node or socket.gethostname()
+        self.node = node_of(elastic)
         self.folder = folder_of(out)
         self.service = ServiceSupervisor(self.folder, start, elastic.silent_seconds)
         self.workers = LocalWorkers(self.words, self.folder, self.node, workers, elastic, self.service, start)
@@ -125,10 +123,23 @@ class Agent:
             write_json(self.folder / SETTINGS, to_dict(self.settings))
         # without the node's name: an agent counts as one of the run's only when it has begun
         self.service.until_answered("status", since=0)
-        if not self.workers.running():
-            self.service.until_answered("begin", node=self.node)
+        if not self.workers.running() and not self._begin_session():
+            return
         self.seen = self.service.until_answered("status", since=0)["event_count"]
         self.workers.take_part()
+
+    def _begin_session(self) -> bool:
+        """Begin a session, or find the one that other machines are in; whether this machine takes part and wasn't asked to stop
+        before."""
+        said = False
+        while left := self.service.until_answered("begin", node=self.node):
+            if self.stopping:
+                return False
+            if not said:
+                say(f"looking for other machines of this run, for {left:.0f} s: its service has just started")
+            said = True
+            time.sleep(min(left, POLL))
+        return True
 
     def _watch(self) -> int:
         """Replace lost workers until the run has ended."""
@@ -136,7 +147,7 @@ class Agent:
             status = self.service.ask("status", node=self.node, since=self.seen)
             if status is not None:
                 for event in status["events"]:
-                    if text := in_words(event):
+                    if text := in_words(event, self.node):
                         say(text)
                 self.seen += len(status["events"])
             if status is not None and self.node in status["failing"] and len(status["nodes"]) > 1:
@@ -167,7 +178,7 @@ class Agent:
 
     def _leave_as_failing(self) -> None:
         """The workers of this machine fail, and those of no other: it takes part no more."""
-        self.service.until_answered("event", kind="node fails", who=self.node, why="its workers fail and no others do")
+        self.service.report("node fails", self.node, why="its workers fail and no others do")
         self.workers.leave()
 
     def _stopped(self, number: int) -> int:
@@ -183,7 +194,7 @@ class Agent:
 
     def _remove_copies(self) -> None:
         """Free the memory of this machine's copies, which others go on without."""
-        remove_flash(flash_base(self.elastic.flash_folder, self.out) / self.node)
+        remove_flash(flash_base(self.elastic.flash_folder, self.out), self.node)
 
     def _given_up(self, status: dict[str, Any]) -> int:
         if status["nodes"]:

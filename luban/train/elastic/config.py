@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import dataclass
 
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.core.resuming import Numerical, Operational
 
+NODE = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # a machine's name: also that of files and of a folder
 FLASH_FOLDER = "/dev/shm"  # of Linux; where there is none, copies lie in the system's folder for temporary files
 
 
@@ -40,8 +43,24 @@ class ElasticConfig:
         for name in ("wait_seconds", "join_seconds", "silent_seconds", "hang_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"elastic.{name} must be above 0, {getattr(self, name)} given")
-        if "/" in self.node:
-            raise ConfigError(f"elastic.node is a name without /, {self.node!r} given")
+        if self.node:
+            check_node(self.node, "elastic.node")
+
+
+def check_node(name: str, what: str) -> None:
+    """Raise ConfigError for what can't name a machine, and its files with it."""
+    if not re.fullmatch(NODE, name):
+        raise ConfigError(
+            f"{what} may have letters, digits, '.', '_' and '-', and does not begin with '.': {name!r} given; give another "
+            "--elastic.node"
+        )
+
+
+def node_of(elastic: ElasticConfig) -> str:
+    """The name of this machine among those of the run. Raises ConfigError where its host name can't be one."""
+    if not elastic.node:
+        check_node(socket.gethostname(), "this machine's host name, as the name of an elastic run's machine,")
+    return elastic.node or socket.gethostname()
 
 
 def check_elastic(plan: ParallelPlan) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,18 @@ def open_database(path: Path) -> sqlite3.Connection:
     return database
 
 
+@contextmanager
+def transaction(database: sqlite3.Connection) -> Iterator[None]:
+    """All statements of this block are written, or none where an exception or a killed process ends it."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
 class Facts:
     """Named values of a run, as JSON."""
 
@@ -73,6 +87,16 @@ class Events:
         """Record one."""
         row = (self.now(), kind, who, json.dumps(detail))
         self.database.execute("INSERT INTO events VALUES (?, ?, ?, ?)", row)
+
+    def add_once(self, kind: str, who: str = "", **detail: Any) -> bool:
+        """Record one unless the very same is known; whether it wasn't."""
+        text = json.dumps(detail, sort_keys=True)
+        added = self.database.execute(
+            "INSERT INTO events SELECT ?, ?, ?, ? WHERE NOT EXISTS "
+            "(SELECT 1 FROM events WHERE kind = ? AND who = ? AND detail = ?)",
+            (self.now(), kind, who, text, kind, who, text),
+        )
+        return added.rowcount > 0
 
     def count(self) -> int:
         """How many there are."""

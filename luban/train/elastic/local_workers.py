@@ -201,5 +201,5 @@ class LocalWorkers:
     def _give_up(self, slot: WorkerSlot, how: str) -> None:
         """Replace a worker no more that fails again and again."""
         say(f"worker {slot.name} has failed {len(slot.failures)} times in the same step ({how}) and is not replaced")
-        self.service.until_answered("event", kind="given up", who=slot.name, how=how)
+        self.service.report("given up", slot.name, how=how)
         self.take_part()

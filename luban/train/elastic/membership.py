@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from luban.core.resuming import differences
-from luban.train.elastic.database import Events, Facts
+from luban.train.elastic.database import Events, Facts, transaction
 from luban.train.elastic.wire import Refused, StaleGeneration
 
 MOST_NAMED = 5  # fields that differ, in the refusal of a worker
+RECIPE = "recipe."  # what their paths begin with; else they are versions of code
+REMEDIES = "with the same recipe", "from the same code and torch"
 
 
 @dataclass
@@ -101,11 +103,9 @@ class Membership:
         if wanted is None:
             self.facts.set(version=version)
         elif found := list(differences(wanted, json.loads(json.dumps(version)))):
-            text = _said(found)
-            self.events.add("refused", name, differences=text)
-            raise Refused(
-                f"worker {name} runs another version than this run: {text}; start it from the same code with the same recipe"
-            )
+            text, remedy = _said(found)
+            self.events.add_once("refused", name, differences=text, incarnation=incarnation)
+            raise Refused(f"worker {name} is refused, since it has {text}: start it {remedy}")
         known = self.database.execute("SELECT * FROM workers WHERE name = ?", (name,)).fetchone()
         rank = None if known is None else known["rank"]
         same = known is not None and known["incarnation"] == incarnation
@@ -140,10 +140,11 @@ class Membership:
         if row is None or (row["waiting"] == 0 and row["pid"] == 0):
             return
         member = self.running and not row["waiting"] and row["rank"] is not None
-        self.database.execute("UPDATE workers SET waiting = 0, pid = 0 WHERE name = ?", (name,))
-        self.events.add("lost", name, how=how)
-        if member:
-            self.end_generation(name, how)
+        with transaction(self.database):
+            self.database.execute("UPDATE workers SET waiting = 0, pid = 0 WHERE name = ?", (name,))
+            self.events.add("lost", name, how=how)
+            if member:
+                self.end_generation(name, how)
 
     def end_generation(self, who: str, why: str) -> None:
         """Members must ask for ranks in the next one."""
@@ -195,20 +196,26 @@ class Membership:
         for row in waiting:
             if row["name"] not in ranks and (rank := next(free, None)) is not None:
                 ranks[row["name"]] = rank
-        self.database.execute("BEGIN IMMEDIATE")
-        self.database.execute("UPDATE workers SET rank = NULL")
-        for name, rank in ranks.items():
-            self.database.execute("UPDATE workers SET rank = ?, waiting = 0 WHERE name = ?", (rank, name))
-        self.facts.set(generation=self.generation + 1, running=True, change=False)
-        self.database.execute("COMMIT")
-        self.events.add("generation begins", "", generation=self.generation, workers=size)
+        with transaction(self.database):
+            self.database.execute("UPDATE workers SET rank = NULL")
+            for name, rank in ranks.items():
+                self.database.execute("UPDATE workers SET rank = ?, waiting = 0 WHERE name = ?", (rank, name))
+            self.facts.set(generation=self.generation + 1, running=True, change=False)
+            self.events.add("generation begins", "", generation=self.generation, workers=size)
 
 
-def _said(found: list[tuple[str, Any, Any]]) -> str:
-    """The fields in which a worker's version differs from the run's, with both values."""
-    parts = [f"{path} is {_value(theirs)} instead of {_value(ours)}" for path, ours, theirs in found[:MOST_NAMED]]
+def _said(found: list[tuple[str, Any, Any]]) -> tuple[str, str]:
+    """What a worker has that the run has not, with both values of the fields in which they differ, and what would be right."""
+    recipe = sum(path.startswith(RECIPE) for path, *_ in found)
+    parts = [
+        f"{path.removeprefix(RECIPE)} is {_value(theirs)} instead of {_value(ours)}"
+        for path, ours, theirs in found[:MOST_NAMED]
+    ]
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    return "; ".join(parts) + more
+    kinds = {"recipe": recipe > 0, "version": recipe < len(found)}
+    what = " and ".join(f"another {kind}" for kind, differs in kinds.items() if differs)
+    remedy = " and ".join(way for way, differs in zip(REMEDIES, kinds.values(), strict=True) if differs)
+    return f"{what} than this run ({'; '.join(parts)}{more})", remedy
 
 
 def _value(value: Any) -> str:

@@ -43,3 +43,14 @@ def refit(plan: ParallelPlan, batch_size: int, accumulate: int, workers: int) ->
     able = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n >= workers]
     small = [n for n in able if -(-batch_size // (n * workers)) <= at_once]
     return Fitted(fitted, small[0] if small else able[-1])
+
+
+def keeps_parts(before: ParallelPlan, now: ParallelPlan) -> bool:
+    """Whether model and optimizer made for one plan of a run serve another one, among other processes.
+
+    Shards and messages between replicas are laid out when they are made, and `plan.remat pofo` has all processes measure at the same
+    moment. A worker alone sends no messages.
+    """
+    if max(before.shard, now.shard) > 1 or (before.replicate > 1) != (now.replicate > 1):
+        return False
+    return now.replicate == 1 or now.remat != "pofo"

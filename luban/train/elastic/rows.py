@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from luban.train.elastic.database import Events
+from luban.train.elastic.database import Events, transaction
 from luban.train.elastic.membership import Membership
 from luban.train.elastic.shares import bounds_by_speed, equal_bounds, smoothed
 from luban.train.elastic.wire import Refused
 
-BEGINS = "stretches begin"  # name of the fact
+BEGINS, RESUMED = "stretches begin", "resumed"  # names of facts
 
 
 @dataclass
@@ -36,19 +36,25 @@ class Rows:
     speeds: dict[int, float] = field(default_factory=dict)  # rank → rows a second, of this generation
 
     def resume(self, generation: int, step: int) -> int:
-        """The generation goes on with the batch of this step: later ones were lost and are used anew. Returns their number.
+        """The generation goes on with the batch of this step: later ones were lost and are used anew. Returns their number. Said once
+        in a generation; a request that arrives again changes nothing and has the same answer.
 
         Where the run has been trained without the service in between, a new stretch of steps begins here.
         """
         self.membership.require(generation)
-        undone = self.database.execute("DELETE FROM steps WHERE step >= ?", (step,)).rowcount
-        if undone:
-            self.events.add("steps lost", "", steps=undone, going_on_from=step)
-        last = self.last()
-        begins = [begin for begin in self._begins() if begin < step]
-        if last is not None and step > last + 1:
-            begins.append(step)
-        self.membership.facts.set(**{BEGINS: begins})
+        facts = self.membership.facts
+        known = facts.get(RESUMED, {})
+        if known.get("generation") == generation:
+            return known["undone"]
+        with transaction(self.database):
+            undone = self.database.execute("DELETE FROM steps WHERE step >= ?", (step,)).rowcount
+            if undone:
+                self.events.add("steps lost", "", steps=undone, going_on_from=step)
+            last = self.last()
+            begins = [begin for begin in self._begins() if begin < step]
+            if last is not None and step > last + 1:
+                begins.append(step)
+            facts.set(**{BEGINS: begins, RESUMED: {"generation": generation, "undone": undone}})
         self.speeds = {}
         return undone
 
@@ -90,8 +96,8 @@ class Rows:
         self.membership.require(generation)
         self.database.execute("DELETE FROM steps WHERE step >= ?", (steps,))
 
-    def done(self, generation: int, step: int, rank: int, seconds: float) -> None:
-        """A worker has finished a step and keeps its result in memory.
+    def done(self, generation: int, step: int, rank: int, seconds: float) -> bool:
+        """A worker has finished a step and keeps its result in memory. Returns whether that is news.
 
         Args:
             seconds: that it computed, without waiting for others.
@@ -100,11 +106,15 @@ class Rows:
         row = self.database.execute("SELECT * FROM steps WHERE step = ?", (step,)).fetchone()
         if row is None or row["generation"] != generation:
             raise Refused(f"step {step} was not handed out to generation {generation}")
-        ranks = sorted({*json.loads(row["done"]), rank})
-        self.database.execute("UPDATE steps SET done = ? WHERE step = ?", (json.dumps(ranks), step))
+        ranks = json.loads(row["done"])
+        if rank in ranks:
+            return False
+        done = json.dumps(sorted([*ranks, rank]))
+        self.database.execute("UPDATE steps SET done = ? WHERE step = ?", (done, step))
         bounds = json.loads(row["bounds"])
         trained = (bounds[rank + 1] - bounds[rank]) * row["pieces"]
         self.speeds[rank] = smoothed(self.speeds.get(rank), trained / max(seconds, 1e-9))
+        return True
 
     def _begins(self) -> list[int]:
         """The first steps of stretches after the first one."""

@@ -15,7 +15,7 @@ from luban.core.artifact import read_table, write_json
 from luban.core.config import from_dict
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.accounts import Accounts
-from luban.train.elastic.database import Events, Facts, open_database
+from luban.train.elastic.database import Events, Facts, open_database, transaction
 from luban.train.elastic.health import Beat, StepTimes, all_wait, failing_node, unwell
 from luban.train.elastic.membership import Membership
 from luban.train.elastic.processes import started_at
@@ -60,7 +60,7 @@ class Service:
         wall: Callable[[], float] = time.time,
     ):
         self.settings, self.clock = settings, clock
-        database = open_database(path)
+        self.database = database = open_database(path)
         self.facts, self.events = Facts(database), Events(database, wall)
         self.accounts = Accounts(database, wall)
         self.membership = Membership(
@@ -78,7 +78,7 @@ class Service:
         self.slow: dict[str, float] = {}
         self.began = self.heard = clock()  # this process; any request
         self.agents: dict[str, float] = {}  # node → when its agent was heard
-        self.failures: dict[str, list[float]] = {}  # node → when its workers were lost
+        self.failures: dict[str, dict[str, float]] = {}  # node → incarnation of a worker → when it was lost
         members = self.membership
         self.operations: dict[str, Callable[..., Any]] = {
             "begin": self.begin,
@@ -101,10 +101,14 @@ class Service:
             "figures": self.figures,
         }
 
-    def begin(self, node: str) -> None:
+    def begin(self, node: str) -> float:
         """The agent of a node starts and has found no worker of its own: without others a new session of the run begins.
 
         The agent of another node that takes part counts as well as a worker: its workers send no heartbeat while they import.
+
+        Returns:
+            0: done. Else the seconds after which it is known whether others are at work: this service has just started, and the
+            database has nodes that may not have reached it yet. Nothing was changed then.
         """
         now, silent = self.clock(), self.settings.silent_seconds
         others = self._nodes() - {node}
@@ -113,10 +117,14 @@ class Service:
             *(self.agents[name] for name in others & self.agents.keys()),
         ]
         if any(now - at < silent for at in heard):
-            return
+            return 0.0
+        unknown = self.began + silent - now
+        if unknown > 0 and others and self.facts.get("ended") is None:
+            return unknown
         self.membership.forget()
         self.accounts.begin_session()
         self.facts.set(ended=None)
+        return 0.0
 
     def node(self, name: str, numbers: list[int]) -> None:
         """The agent of a node tells which workers it has; none: the node leaves."""
@@ -142,7 +150,7 @@ class Service:
         """A worker's process has ended without being asked to."""
         if self.incarnations.get(name, incarnation) == incarnation:
             self.beats.pop(name, None)
-        self.failures.setdefault(name.rpartition("/")[0], []).append(self.clock())
+        self.failures.setdefault(name.rpartition("/")[0], {}).setdefault(incarnation, self.clock())
         self.membership.lost(name, incarnation, how)
 
     def publish(self, generation: int, key: str, value: Any) -> None:
@@ -166,8 +174,10 @@ class Service:
         ledger: dict[str, float],
     ) -> None:
         """A worker has finished a step."""
-        self.rows.done(generation, step, rank, seconds)
+        news = self.rows.done(generation, step, rank, seconds)
         self.accounts.report(incarnation, name, ledger)
+        if not news:
+            return
         self.times.add(name, seconds)
         self.times.keep(row["name"] for row in self.membership.members())
         slow = self.times.stragglers()
@@ -175,14 +185,17 @@ class Service:
             self.events.add("straggler", worker, times_slower=round(slow[worker], 2), step=step)
         self.slow = slow
 
-    def event(self, kind: str, who: str, **detail: Any) -> None:
-        """Something that an agent or worker has noticed."""
-        self.events.add(kind, who, **detail)
+    def event(self, request: str, kind: str, who: str, **detail: Any) -> None:
+        """Something that an agent or worker has noticed. A request that arrives twice has the same identifier `request`."""
+        self.events.add_once(kind, who, request=request, **detail)
 
-    def run_begins(self) -> None:
-        """The run directory is new: what is known is of a run that was there before."""
-        self.accounts.forget()
-        self.events.add("run begins")
+    def run_begins(self, generation: int) -> None:
+        """The run directory is new: what is known is of a run that was there before. Said by the first worker of a generation, and
+        done once in it."""
+        self.membership.require(generation)
+        with transaction(self.database):
+            if self.events.add_once("run begins", generation=generation):
+                self.accounts.forget()
 
     def end(self, code: int, message: str) -> None:
         """The run ends for all workers; the first end counts."""
@@ -203,7 +216,7 @@ class Service:
         if all_wait(beats, now, settings.hang_seconds) and self.membership.running:
             self.membership.end_generation("", "all workers wait for messages that were lost")
         nodes = sorted(self._nodes())
-        failures = {name: self.failures.get(name, []) for name in nodes}
+        failures = {name: list(self.failures.get(name, {}).values()) for name in nodes}
         return {
             "failing": failing_node(failures, now, most=MOST_FAILURES, within=FAILURE_SECONDS),
             "nodes": nodes,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +74,10 @@ class ServiceSupervisor:
         except TrainingError:
             return False
         return True
+
+    def report(self, kind: str, who: str, **detail: Any) -> None:
+        """Have an event recorded, once however often the request is sent."""
+        self.until_answered("event", request=uuid.uuid4().hex, kind=kind, who=who, **detail)
 
     def signal(self, number: int) -> None:
         """Send a signal to the service, whoever has started it."""

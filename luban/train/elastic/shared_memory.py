@@ -49,6 +49,10 @@ def neighbour(rank: int, nodes: Sequence[str]) -> str:
     return next((node for node in after if node != nodes[rank]), nodes[rank])
 
 
-def remove_flash(base: Path) -> None:
-    """Free the memory of all copies of a run."""
-    shutil.rmtree(base, ignore_errors=True)
+def remove_flash(base: Path, node: str | None = None) -> None:
+    """Free the memory of all copies of a run, or of those of one node. Raises ValueError for a folder that isn't right below the
+    base."""
+    folder = base if node is None else base / node
+    if node is not None and Path(os.path.normpath(folder)).parent != Path(os.path.normpath(base)):
+        raise ValueError(f"{folder} is no folder of a node below {base}")
+    shutil.rmtree(folder, ignore_errors=True)

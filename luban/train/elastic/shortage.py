@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from luban.core.units import counted
+
 
 @dataclass
 class Shortage:
@@ -27,7 +29,7 @@ class Shortage:
             self.since, self.said = None, False
             return "", False
         self.since = now if self.since is None else self.since
-        missing = f"elastic.min_workers is {fewest}, and {ready} of the {expected} workers of this run are ready"
+        missing = f"elastic.min_workers is {fewest}, and {ready} of the {counted(expected, 'worker')} of this run {'is' if ready == 1 else 'are'} ready"
         if now - self.since > self.patience:
             return (
                 f"{missing} after {self.patience:.0f} s: start more, or give --elastic.min_workers {max(ready, 1)}",

@@ -1,7 +1,8 @@
 """Requests between a run's processes and its service: a line of JSON each way over TCP.
 
 A client repeats a request until it is answered, so that the service may be killed and started again at any moment; every request
-must therefore be one that may arrive twice.
+must therefore be one that may arrive twice, and late: it carries the generation, the worker's incarnation or an
+identifier of its own.
 """
 
 from __future__ import annotations

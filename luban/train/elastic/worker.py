@@ -18,13 +18,14 @@ from luban.core.errors import LubanError, TrainingError
 from luban.core.hashing import code_version, data_sha256
 from luban.core.log import mute, say
 from luban.core.resuming import split_config
+from luban.core.units import counted
 from luban.data.shards import Shards
 from luban.parallel.world import World, is_lost_connection
 from luban.train.elastic.claim import REFUSED, Worker, stacks_of
 from luban.train.elastic.flash import FlashMemory, Owner, flash_at, newest_flash
 from luban.train.elastic.link import Link, RankAssignment
 from luban.train.elastic.loop import ElasticLoop, LeasedLoader, MembershipChange
-from luban.train.elastic.refit import refit
+from luban.train.elastic.refit import keeps_parts, refit
 from luban.train.elastic.service import read_settings
 from luban.train.elastic.shared_memory import flash_base, neighbour, remove_flash
 from luban.train.elastic.wire import OperationFailed, Refused
@@ -134,7 +135,7 @@ class ElasticRun:
             opened = (recipe, *self.opened[1:])
             with opened_together(art, world) as art:
                 if not is_begun(art):
-                    self._forget_earlier_runs(world)
+                    self._forget_earlier_runs(world, assignment)
                     begin(art, opened, predict_run(*opened), world, self.name)
                 self._train(art, opened, world, assignment)
         if world.is_main:
@@ -142,13 +143,13 @@ class ElasticRun:
         else:
             self.link.wait_for_end(assignment)
 
-    def _forget_earlier_runs(self, world: World) -> None:
+    def _forget_earlier_runs(self, world: World, assignment: RankAssignment) -> None:
         """Copies and accounts of a run that was in this directory before do not belong to one that has not begun, whether its
         directory is new or its first processes were killed while they wrote it."""
         if world.is_main:
             for folder in self.base.iterdir():
-                remove_flash(folder)
-            self.link.client("run_begins")
+                remove_flash(self.base, folder.name)
+            self.link.client("run_begins", generation=assignment.generation)
 
     def _train(
         self, art: ArtifactWriter | FollowedRun, opened: Opened, world: World, assignment: RankAssignment
@@ -187,17 +188,17 @@ class ElasticRun:
         return World.join(recipe.plan, self.opened[3], {"version": data_sha256(self.version)}, store)
 
     def _parts(self, opened: Opened, world: World, assignment: RankAssignment) -> TrainerComponents:
-        """Model, optimizer and data of this generation: those of the last one with other processes, where no parameter is
-        divided among these."""
+        """Model, optimizer and data of this generation: those of the last one with other processes, where these can use them;
+        else new ones, whose state is restored."""
         recipe, shards, start, device = opened
         before = self.kept.parts
-        if before is not None and recipe.plan.shard == before.recipe.plan.shard == 1:
+        if before is not None and keeps_parts(before.recipe.plan, recipe.plan):
             engine = before.engine
             time_communication(engine, self.link.goodput, world)
             engine.abandon_step()
             engine.accumulate = recipe.train.accumulate
         else:
-            self.kept.parts = None  # free its memory first
+            before = self.kept.parts = None  # free its memory first
             prepare_process(recipe.train, device, world)
             engine = make_engine(recipe, start, device, world)
         workers = recipe.data.workers if recipe.data.workers is not None else 2 * (device.type == "cuda")
@@ -250,7 +251,9 @@ class ElasticRun:
             self.link.client("spent_before", recorded=art.figures.get("goodput", {}))
             undone = self.link.client("resume", generation=assignment.generation, step=step)
             if assignment.generation > 1 or step:
-                say(f"{assignment.size} workers go on after step {step} ({undone} steps are done again)")
+                goes = "goes" if assignment.size == 1 else "go"
+                again = f"{counted(undone, 'step')} {'is' if undone == 1 else 'are'} done again"
+                say(f"{counted(assignment.size, 'worker')} {goes} on after step {step} ({again})")
         world.agree(None)
         return parts
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from luban.core.errors import LubanError
+from luban.core.errors import ConfigError, LubanError
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.agent import Agent
-from luban.train.elastic.config import ElasticConfig
+from luban.train.elastic.config import ElasticConfig, node_of
 from luban.train.elastic.local_workers import GRACE, QUICK
 from luban.train.elastic.service import ADDRESS, Service, ServiceSettings
-from luban.train.elastic.shared_memory import flash_base
+from luban.train.elastic.shared_memory import flash_base, remove_flash
 from luban.train.elastic.shortage import Shortage
 from luban.train.elastic.wire import Server
 
@@ -120,6 +120,49 @@ def test_agents_begin_one_after_the_other_and_both_take_part(agent, tmp_path):
     assert agent.seen == 2 and other.seen == 3  # a joins, the end; b joins
 
 
+def test_a_node_is_named_by_what_can_name_a_folder(monkeypatch):
+    for name in ("..", ".", ".a", "a/b", "/dev", "a b", "", "a\n", "é", "a\0"):
+        if name:
+            with pytest.raises(ConfigError, match=r"elastic\.node may have letters, digits"):
+                ElasticConfig(node=name)
+        monkeypatch.setattr("luban.train.elastic.config.socket.gethostname", lambda name=name: name)
+        with pytest.raises(ConfigError, match="host name"):
+            node_of(ElasticConfig())
+    for name in ("a", "gpu-3.rack_2", "-", "7", "a..b"):
+        assert node_of(ElasticConfig(node=name)) == name
+        monkeypatch.setattr("luban.train.elastic.config.socket.gethostname", lambda name=name: name)
+        assert node_of(ElasticConfig()) == name
+
+
+@pytest.mark.parametrize("node", ["..", ".", "", "../other", "a/..", "/tmp", "a/b"])
+def test_nothing_is_removed_but_folders_right_below_that_of_the_run(tmp_path, node):
+    base = tmp_path / "base"
+    for folder in (base / "a" / "b", tmp_path / "other"):
+        folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no folder of a node"):
+        remove_flash(base, node)
+    assert (base / "a" / "b").exists() and (tmp_path / "other").exists()
+    remove_flash(base, "a")
+    assert list(base.iterdir()) == [] and (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("stopping", [None, signal.SIGTERM])
+def test_an_agent_that_cannot_know_of_others_asks_again_unless_it_is_stopped(agent, monkeypatch, capsys, stopping):
+    answers, asked = [9.0, 8.5, 0.0], []
+
+    def answer(operation: str, **_):
+        asked.append(operation)
+        return answers.pop(0) if operation == "begin" else {"event_count": 0}
+
+    agent.folder.mkdir()
+    agent.service.until_answered = answer
+    monkeypatch.setattr("luban.train.elastic.agent.time.sleep", lambda seconds: None)
+    agent.stopping = stopping
+    agent._begin()
+    assert asked == ["status", "begin"] if stopping else ["status", "begin", "begin", "begin", "status", "node"]
+    assert capsys.readouterr().err.count("looking for other machines of this run, for 9 s") == (stopping is None)
+
+
 def test_too_few_workers_are_said_once_and_end_the_run_after_a_while():
     short = Shortage(patience=100.0, unsaid=20.0)
     status = {"generation": 0, "ended": None, "waiting": ["a/0"], "expected": 2, "fewest": 4}
@@ -127,6 +170,7 @@ def test_too_few_workers_are_said_once_and_end_the_run_after_a_while():
     assert "elastic.min_workers is 4, and 1 of the 2 workers" in message and "for 100 s" in message and not over
     assert short.look(status, 50.0) == ("", False)
     message, over = short.look(status, 101.0)
+    assert "1 of the 2 workers of this run is ready after" in message
     assert over and "--elastic.min_workers 1" in message
     # workers that are expected may take a while to start
     starting = {**status, "expected": 4}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from clock import Clock
 
 from luban.train.elastic.database import Events, open_database
+from luban.train.elastic.events import in_words
 from luban.train.elastic.membership import Membership
 from luban.train.elastic.wire import Refused, StaleGeneration
 
@@ -121,8 +123,8 @@ def test_requests_that_arrive_twice_change_nothing(run):
 
 def test_a_worker_of_another_version_is_refused_by_name(run):
     started(run)
-    said = "worker b/0 runs another version than this run: luban is 2 instead of 1; start it from the same code"
-    with pytest.raises(Refused, match=said):
+    said = "worker b/0 is refused, since it has another version than this run (luban is 2 instead of 1): start it from the same code"
+    with pytest.raises(Refused, match=re.escape(said)):
         run.join("b/0", version="2")
     assert run.members.running
 
@@ -130,10 +132,19 @@ def test_a_worker_of_another_version_is_refused_by_name(run):
 def test_every_field_that_differs_is_named_with_both_values(run):
     run.join("a/0", train={"seed": 7, "rates": (1, 2)}, data={"path": "x"})
     run.join("a/1", train={"seed": 7, "rates": [1, 2]}, data={"path": "x"})  # as it is after its way to the service
-    said = r"recipe\.data\.path is \"\" instead of x; recipe\.train\.seed is 8 instead of 7; start"
-    with pytest.raises(Refused, match=said):
-        run.join("a/2", train={"seed": 8, "rates": (1, 2)}, data={"path": ""})
-    with pytest.raises(Refused, match=r"recipe\.train\.f4 is null instead of 4 and 4 more; start"):
+    said = 'another recipe than this run (data.path is "" instead of x; train.seed is 8 instead of 7): start it with the same recipe'
+    other = {"train": {"seed": 8, "rates": (1, 2)}, "data": {"path": ""}}
+    with pytest.raises(Refused, match=re.escape(f"worker a/2 is refused, since it has {said}") + "$"):
+        run.join("a/2", **other)
+    both = "has another recipe and another version than this run (luban is 2 instead of 1; data.path"
+    with pytest.raises(
+        Refused, match=f"^{re.escape('worker a/2 is refused, since it ' + both)}.*recipe and from the same code"
+    ):
+        run.join("a/2", version="2", **other)
+    events = [event for event in run.members.events.since() if event["kind"] == "refused"]
+    assert in_words(events[0], "b") == f"worker a/2 is refused, since it has {said.partition(': ')[0]}"
+    assert in_words(events[0], "a") is None  # its worker has said it
+    with pytest.raises(Refused, match=r"; train\.f4 is null instead of 4 and 4 more\): start"):
         many = run.again("many.db")
         many.join("a/0", train={f"f{i}": i for i in range(9)})
         many.join("a/1", train={})

@@ -11,7 +11,7 @@ from clock import Clock
 from luban.core.plan import ParallelPlan
 from luban.train.elastic.database import Events, open_database
 from luban.train.elastic.membership import Membership
-from luban.train.elastic.refit import refit, usable_workers
+from luban.train.elastic.refit import keeps_parts, refit, usable_workers
 from luban.train.elastic.rows import Rows
 from luban.train.elastic.shares import bounds_by_speed, equal_bounds
 from luban.train.elastic.wire import Refused, StaleGeneration
@@ -185,3 +185,15 @@ def test_the_same_number_of_workers_keeps_the_plan():
     assert usable_workers(plan, 24, 7) == 6 and refit(plan, 24, 3, 6).plan == ParallelPlan(replicate=3, shard=2)
     assert refit(plan, 24, 3, 1) == refit(ParallelPlan(shard=4), 24, 3, 1)
     assert refit(ParallelPlan(replicate=4), 8, 1, 2).accumulate == 2  # still two rows at once
+
+
+def test_model_and_optimizer_serve_another_number_of_replicas_but_not_a_worker_alone():
+    def plan(replicate, **more):
+        return ParallelPlan(replicate=replicate, **more)
+
+    assert keeps_parts(plan(2), plan(3)) and keeps_parts(plan(3), plan(2)) and keeps_parts(plan(1), plan(1))
+    assert not keeps_parts(plan(1), plan(2)) and not keeps_parts(plan(2), plan(1))
+    assert not keeps_parts(plan(2, shard=2), plan(2, shard=2)) and not keeps_parts(plan(2), plan(1, shard=2))
+    assert not keeps_parts(plan(2, remat="pofo"), plan(2, remat="pofo"))  # all measure together
+    assert keeps_parts(plan(1, remat="pofo"), plan(1, remat="pofo"))
+    assert keeps_parts(plan(2, remat="sqrt"), plan(3, remat="sqrt"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 from clock import Clock
 
@@ -92,13 +94,24 @@ def test_a_machine_that_is_gone_is_told_from_a_lost_process_and_from_a_lost_agen
 
 
 def test_a_machine_whose_workers_fail_again_and_again_is_named(run):
-    for _ in range(MOST_FAILURES):
-        run("lost", name="b/0", incarnation="b/0", how="exit code 1")
+    for number in range(MOST_FAILURES):
+        assert run("status", since=0, node="b")["failing"] == []
+        for _ in range(3):  # a request may arrive again
+            run("lost", name="b/0", incarnation=f"{number}", how="exit code 1")
     assert run("status", since=0, node="b")["failing"] == ["b"]
     run("lost", name="a/0", incarnation="a/0", how="exit code 1")
     assert run("status", since=0, node="b")["failing"] == []
     run.clock.advance(FAILURE_SECONDS)
     assert run("status", since=0, node="b")["failing"] == []
+
+
+def test_one_worker_is_no_workers(run):
+    said = run.said()
+    assert "b joins with 2 workers" in said and "generation 1: 4 workers" in said
+    run("node", name="c", numbers=[3])
+    assert run.said()[-1] == "c joins with 1 worker"
+    begins = {"kind": "generation begins", "who": "", "detail": {"generation": 7, "workers": 1}}
+    assert in_words(begins) == "generation 7: 1 worker"
 
 
 def test_a_straggler_is_said_once(run):
@@ -146,13 +159,43 @@ def test_machines_that_start_together_keep_each_others_workers(run):
     assert run("status", since=0)["nodes"] == []
 
 
+def test_a_service_that_has_just_started_again_wipes_no_run_whose_workers_it_has_not_heard(run):
+    run("lease", generation=1, step=0, rows=8, pieces=1)
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == SILENT  # ask again then
+    run.clock.advance(1)
+    assert run("begin", node="c") == SILENT - 1
+    assert run.beat("a/0")[0]["current"]  # wasn't lost
+    assert run("begin", node="c") == 0  # a/0 was heard: the run goes on
+    assert run("status", since=0)["nodes"] == ["a", "b"] and run.beat("b/0")[0]["current"]
+
+
+def test_a_service_that_hears_nobody_after_its_start_begins_a_session(run):
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c")
+    run.clock.advance(SILENT)
+    assert run("begin", node="c") == 0
+    assert run("status", since=0)["nodes"] == []
+
+
+def test_nobody_waits_for_others_where_there_were_none_or_the_run_has_ended(run):
+    run("end", code=143, message="stopped")
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == 0 and run("status", since=0)["ended"] is None
+    run("node", name="c", numbers=[0])
+    run.service = Service(run.path, SETTINGS, run.clock, run.clock)
+    assert run("begin", node="c") == 0 and run("status", since=0)["nodes"] == []
+
+
 def test_a_new_run_in_the_same_place_has_accounts_of_its_own(run):
     report = {"generation": 1, "step": 0, "rank": 0, "seconds": 1.0, "ledger": {"compute": 5.0}}
     run("lease", generation=1, step=0, rows=8, pieces=1)
     run("done", name="a/0", incarnation="a/0", **report)
     run("lost", name="a/0", incarnation="a/0", how="killed")
     assert run("figures")["lost_workers"] == 1 and run("figures")["goodput"]["wall"] == 5
-    run("run_begins")
+    for name in WORKERS:
+        run("join", name=name, incarnation=name + "'", version={"luban": "1"}, after=0, pid=1, started="")
+    run("run_begins", generation=2)
     found = run("figures")
     assert (found["lost_workers"], found["generations"], found["goodput"]["wall"]) == (0, 1, 0)
 
@@ -172,7 +215,7 @@ def test_seconds_of_the_run_without_the_service_are_kept(run):
     run.service.accounts.begin_session()
     run("spent_before", recorded={**told, "compute": told["compute"] + 7})  # seven seconds without the service
     assert run("figures")["goodput"]["compute"] == 45 and run("figures")["goodput"]["wall"] == 52
-    run("run_begins")
+    run("run_begins", generation=1)
     assert run("figures")["goodput"]["wall"] == 0
 
 
@@ -194,10 +237,49 @@ def test_a_machine_that_is_lost_while_the_service_restarts_ends_the_generation(r
     assert run("figures")["lost_workers"] == 2
 
 
+def test_requests_that_arrive_twice_change_nothing(run):
+    def known():
+        found = run("status", since=0)
+        return found["events"], found["event_count"], run("figures"), run.service.rows.speeds, run.service.times.of
+
+    report = {"generation": 1, "step": 0, "rank": 0, "seconds": 2.0, "ledger": {"compute": 5.0}}
+    done = ("done", {"name": "a/0", "incarnation": "a/0", **report})
+    requests = [
+        ("run_begins", {"generation": 1}),
+        ("resume", {"generation": 1, "step": 0}),
+        ("lease", {"generation": 1, "step": 0, "rows": 8, "pieces": 1}),
+        done,
+        ("event", {"request": "x", "kind": "node fails", "who": "b", "why": "it is old"}),
+        ("event", {"request": "y", "kind": "node fails", "who": "b", "why": "it is old"}),  # again, later
+        ("lost", {"name": "b/1", "incarnation": "b/1", "how": "killed"}),
+    ]
+    for number, (operation, fields) in enumerate(requests):
+        first, before = run(operation, **fields), deepcopy(known())
+        for earlier, again in requests[: number + 1]:  # also late
+            if operation != "lost" or earlier in ("lost", "event"):
+                found = run(earlier, **again)
+                assert earlier != operation or found == first
+        assert known() == before
+    kinds = [event["kind"] for event in known()[0]]
+    assert [kinds.count(kind) for kind in ("run begins", "node fails", "lost", "generation ends")] == [1, 2, 1, 1]
+    with pytest.raises(StaleGeneration):  # of a worker that was lost
+        run("run_begins", generation=1)
+
+
+def test_a_repeated_question_for_what_was_lost_has_the_same_answer(run):
+    for step in range(3):
+        run("lease", generation=1, step=step, rows=8, pieces=1)
+    assert [run("resume", generation=1, step=1) for _ in range(2)] == [2, 2]
+    run("lease", generation=1, step=1, rows=8, pieces=1)
+    assert (
+        run("resume", generation=1, step=1) == 2 and run("status", since=0)["step"] == 1
+    )  # what was leased since stays
+
+
 def test_events_come_in_parts(run):
     known = run("status", since=0)["event_count"]
     for number in range(MOST_EVENTS + 5):
-        run("event", kind="noticed", who=str(number))
+        run("event", request="1", kind="noticed", who=str(number))
     assert run("status", since=0)["event_count"] == known + MOST_EVENTS + 5
     parts = [run("status", since=known + at)["events"] for at in (0, MOST_EVENTS)]
     assert [event["who"] for part in parts for event in part] == [str(number) for number in range(MOST_EVENTS + 5)]
