@@ -1,6 +1,6 @@
 """One altered sentence in a book of 72,000 tokens: a model that reads so far is trained, and finds it (`luban eval … altered_sentence`).
 
-    python benchmarks/altered_books.py --out books                    # one H100: ten minutes of training, a minute of reading
+    python benchmarks/altered_books.py --out books                    # for one H100 and ten minutes of training; not run on one yet
     python benchmarks/altered_books.py --out books --small            # two CPU cores: books of 2,000 tokens
 
 The books are made up: sentences of weather and roads, and now and then a fact of one of many people ("Mara's lantern is amber."). Everybody

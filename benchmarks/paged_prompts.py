@@ -1,6 +1,6 @@
 """Attention of prompts over a paged cache, a forward of 8,192 tokens of a 1.1B model: milliseconds and TFLOP/s of one layer.
 
-    python benchmarks/paged_prompts.py                    two minutes on an H100
+    python benchmarks/paged_prompts.py                    on a GPU
     python benchmarks/paged_prompts.py --tokens 256 --once --check    what it computes, on a CPU under TRITON_INTERPRET=1
 
 Cases: prompts that begin at their first token, and second halves of such. Rows: all keys read from the pool; the chunk's own ones

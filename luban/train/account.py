@@ -12,7 +12,7 @@ from luban.train.goodput import Goodput, added
 
 
 class RunAccount:
-    """Kept by the main process.
+    """Of one process of the run; the main process writes its figures to the manifest.
 
     Args:
         figures: of the run's manifest, which have those of sessions before a resume that ended properly.

@@ -131,7 +131,8 @@ def test_half_precision_recomputes_what_it_computed():
         model(tokens).float().square().mean().backward()
         first, second = (x.float() for x in kept)
         found.append(float((first - second).norm() / first.norm()))
-    assert sorted(found)[4] < 2**-8 and max(found) < 2**-3, found  # bf16 has 8 bits
+    found.sort()  # bf16 has 8 bits
+    assert found[4] < 2**-8 and found[7] < 2**-6 and found[8] < 2**-3, found
 
 
 def test_centroids_of_routing_attention_move_once_a_step():
