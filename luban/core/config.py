@@ -124,7 +124,7 @@ def _partial(cls: type[T], value: Any, where: str) -> Partial[T]:
 
 def _convert_union(hint: Any, value: Any, where: str) -> Any:
     options = [o for o in typing.get_args(hint) if o is not type(None)]
-    if type(None) in typing.get_args(hint) and (value is None or value in ("none", "None", "null")):
+    if type(None) in typing.get_args(hint) and (_is_none(value) or _is_no_variant(options, value)):
         return None
     problems = []
     for option in options:
@@ -133,6 +133,18 @@ def _convert_union(hint: Any, value: Any, where: str) -> Any:
         except ConfigError as error:
             problems.append(error)
     raise problems[0]
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or value in ("none", "None", "null")
+
+
+def _is_no_variant(options: list[Any], value: Any) -> bool:
+    """A table of type none, of variants that have none of this name: it takes away what a recipe has."""
+    if not isinstance(value, dict) or value.get("type") != "none":
+        return False
+    variants = [option for option in options if isinstance(option, type) and issubclass(option, Variant)]
+    return bool(variants) and not any("none" in option.registry.entries for option in variants)
 
 
 def _convert_sequence(hint: Any, value: Any, where: str) -> Any:

@@ -36,6 +36,11 @@ class Muon(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuned:
+    optim: Optimizer | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     steps: int  # optimizer steps
     precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic
@@ -104,6 +109,17 @@ def test_command_line_text_becomes_typed_values():
         from_dict(Recipe, override({"train": {"steps": "1e3", "deterministic": "none"}}, [])).train.deterministic
         is None
     )
+
+
+def test_a_variant_is_taken_away_by_its_name_none():
+    """Where there may be none, and no variant has this name."""
+    for value in ("none", {"type": "none"}, {"type": "none", "momentum": 0.8}, None):
+        assert from_dict(Tuned, {"optim": value}).optim is None
+    assert (
+        from_dict(Tuned, override({"optim": {"type": "muon", "momentum": 0.8}}, [("optim.type", "none")])).optim is None
+    )
+    with pytest.raises(ConfigError, match=r"unknown .*none"):
+        from_dict(Recipe, {"train": {"steps": 1}, "optim": {"type": "none"}})
 
 
 def test_large_integers_survive_text():
