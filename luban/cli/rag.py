@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,7 +27,8 @@ OF_RAG_MODELS = ("decoding", "beams")  # flags of answers by models of luban rag
 class IndexArgs:
     """What `luban rag index` takes."""
 
-    paths: tyro.conf.Positional[tuple[str, ...]] = ()  # corpora, files, folders, globs, KIND:PATH or built-in sources
+    # corpora, files, folders, globs, KIND:PATH or built-in sources
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PATH ...]")] = ()
     out: Path  # the index
     encoder: str = "auto"  # bm25; hybrid (BM25 and minilm); a model's path or name, or hybrid:MODEL; auto: --help says
     passages: Literal["words", "sentences", "headings", "tokens", "document"] = "words"  # how texts are divided
@@ -38,7 +39,7 @@ class IndexArgs:
     search: Literal["exact", "hnsw"] = "exact"  # of vectors; hnsw: sublinear, its recall printed
     licence: tuple[str, ...] = ()  # SPDX name of all sources, or SOURCE=NAME of one
     text_field: str = "text"  # field of JSON, Parquet and CSV rows that holds the text
-    add: bool = False  # add PATHS to the finished index --out; documents with the same source are replaced
+    add: bool = False  # add PATHS to the finished index --out; files that it has read before are replaced
     remove: tuple[str, ...] = ()  # sources, or patterns of them, to remove from the finished index --out
     device: str = "cpu"  # for the encoder and exact search
 
@@ -47,13 +48,12 @@ class IndexArgs:
 class SearchArgs:
     """What `luban rag search` takes."""
 
-    index: tyro.conf.Positional[Path]  # from luban rag index
-    query: tyro.conf.Positional[str]  # words or a question
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]  # from luban rag index
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUERY")]  # words or a question
     k: int = 5  # passages
     retriever: Literal["bm25", "dense", "hybrid"] | None = None  # none: the index's own
-    fusion: Literal["zscore", "reciprocal"] = (
-        "zscore"  # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
-    )
+    # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
+    fusion: Literal["zscore", "reciprocal"] = "zscore"
     exact: bool = False  # compare with every vector, even where there is an HNSW graph
     rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
     depth: int = 50  # passages that the cross-encoder reads
@@ -66,9 +66,10 @@ class SearchArgs:
 class AskArgs:
     """What `luban rag ask` takes."""
 
-    index: tyro.conf.Positional[Path]  # from luban rag index
-    model: tyro.conf.Positional[str]  # a run, a checkpoint, a Hugging Face directory, smollm2, …, or one of rag train
-    question: tyro.conf.Positional[str]  # what is asked
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]  # from luban rag index
+    # a run, a checkpoint, a Hugging Face directory, smollm2, …, or one of rag train
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]  # what is asked
     k: int | None = None  # passages that the model is given; none: 5, or as in training for one of rag train
     rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
     depth: int = 50  # passages that the cross-encoder reads
@@ -85,8 +86,9 @@ class AskArgs:
 class EvalArgs:
     """What `luban rag eval` takes."""
 
-    index: tyro.conf.Positional[Path]  # from luban rag index
-    questions: tyro.conf.Positional[Path]  # in SQuAD's or DPR's format, or a corpus of python:questions
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]  # from luban rag index
+    # in SQuAD's or DPR's format, or a corpus of python:questions
+    questions: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTIONS")]
     k: tuple[int, ...] = (1, 5, 20)  # passages among which a right one is looked for
     limit: int = 0  # questions at most (0: all)
     task: str = ""  # of a corpus: questions of this kind alone, such as which_module

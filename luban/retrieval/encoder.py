@@ -6,7 +6,7 @@ B texts, E width of the vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class TextEncoder:
         path = located(name, "encoder")
         own = Path(path) / QUESTIONS
         questions = load_model(own, device, dtype) if own.is_dir() else None
-        return cls(load_model(path, device, dtype), questions)
+        return cls(replace(load_model(path, device, dtype), name=Path(name).resolve().name), questions)
 
     @property
     def width(self) -> int:

@@ -50,7 +50,8 @@ class CrossEncoder:
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: str = "float32") -> CrossEncoder:
         """By path. Raises ArtifactError where there is none, and what `load_model` does."""
-        return cls(load_model(located(path, "cross-encoder"), device, dtype))
+        model = load_model(located(path, "cross-encoder"), device, dtype)
+        return cls(replace(model, name=Path(path).resolve().name))
 
     def pair(self, question: Sequence[int], passage: Sequence[int]) -> tuple[list[int], list[int]]:
         """Ids and segments of a pair; the passage, then the question, is cut where the context is too short."""
