@@ -22,7 +22,7 @@ from luban.core.artifact import MANIFEST, Manifest, open_artifact, write_json
 from luban.core.config import from_dict
 from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.hashing import file_sha256
-from luban.retrieval.building import IndexConfig, figures_of, identified, open_segments, write_segments
+from luban.retrieval.building import IndexConfig, figures_of, identified, open_segments, remembered, write_segments
 from luban.retrieval.documents import DocumentReader
 from luban.retrieval.index import KIND, SEGMENTS, Index
 from luban.retrieval.linking import write_graph
@@ -42,7 +42,8 @@ def change_index(
 
     Args:
         remove: ids of documents (the `source` of passages), or patterns of them such as `notes/*`.
-        encoder: where the encoder that built the index is now; None: where it was.
+        encoder: where the encoder that built the index is now, which the index remembers when something is added; None: where
+            it was.
 
     Returns the figures of the changed index, and as `change` how many documents were `added`, `replaced` by those and `removed`.
 
@@ -66,6 +67,8 @@ def change_index(
                 label: file for label, file in origins.items() if label not in reader.superseded
             } | reader.origins
             manifest = replace(manifest, parents=_merged(manifest, reader), terms=_terms(manifest, reader))
+            if dense is not None and encoder is not None:  # it has moved, and is the one that built the index
+                manifest = replace(manifest, settings={**manifest.settings, "encoder": remembered(str(encoder))})
         manifest = replace(manifest, settings={**manifest.settings, "origins": origins})
         segments = open_segments(path / SEGMENTS)
         added = segments[len(before) :]

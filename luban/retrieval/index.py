@@ -129,7 +129,8 @@ class Index:
             found = TextEncoder.load(name, self.device)
         except ArtifactError as error:
             raise ArtifactError(
-                f"{self.path} needs the encoder that built it: {error}; where it has moved, --encoder names its place"
+                f"{self.path} needs the encoder that built it: {error}; where it has moved, --encoder of luban rag "
+                "names its place"
             ) from None
         found.require(self.config["encoder"], str(self.path))
         return found
