@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,9 @@ def change_index(
         _drop_leftovers(path, index.manifest)
         before, present = index.segments, index.present.copy()
         removed = _remove(before, present, remove) if remove else 0
-        manifest, origins = index.manifest, _still_read(index.manifest.settings.get("origins", {}), before, present)
+        manifest, origins = index.manifest, index.manifest.settings.get("origins", {})
+        if remove:
+            origins = _still_read(origins, before, present)
         if reader is not None:
             config = _config_of(index)
             dense = index.encoder if config.encoder is not None else None
@@ -165,8 +167,12 @@ def _still_read(origins: dict[str, str], segments: Sequence[Segment], present: n
 
 def _label_of(document: str, labels: Collection[str]) -> str | None:
     """Which source a document is of, by its id: LABEL, LABEL#ROW, LABEL/FILE or LABEL/FILE#ROW; None: of none of these."""
-    file = document.rpartition("#")[0] or document
-    return next((name for name in (document, file, *map(str, PurePosixPath(file).parents)) if name in labels), None)
+    if document in labels:
+        return document
+    name = document.rpartition("#")[0] or document
+    while name and name not in labels:
+        name = name.rpartition("/")[0]
+    return name or None
 
 
 def _replace(
@@ -185,7 +191,8 @@ def _replace(
         for document, start, stop in segment.documents:
             here = slice(first + start, first + stop)
             row = document.rpartition("#")[0] in reader.files and document not in origins
-            again = document in names or row or _label_of(document, origins) in superseded
+            moved = superseded and _label_of(document, origins) in superseded
+            again = document in names or row or moved
             if again and present[here].any():
                 present[here] = False
                 replaced += 1
