@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, refuse_flags
 from luban.core.errors import LubanError
 from luban.core.log import say
 
@@ -71,6 +71,8 @@ def run(argv: Sequence[str]) -> None:
     from luban.load.model import load_model
     from luban.serve.engine import Engine
 
+    if not args.tools:
+        refuse_flags(argv, ("tool_calls", "tool_seconds"), "of functions that the model may call: name them by --tools")
     names = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     asked = {name: getattr(args, name) for name in names}
     Generation().sample(asked)  # what can't be is said before the model is read

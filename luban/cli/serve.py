@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, refuse_flags
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
@@ -59,9 +59,7 @@ class Arguments:
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
-    passages: int | None = (
-        None  # of the index before a question at most; none: 5, or as in training for one of rag train
-    )
+    passages: int | None = None  # of --index that are read; none: 5, or as in training for one of rag train
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
@@ -135,6 +133,8 @@ def run(argv: Sequence[str]) -> None:
     for fine, right, given in checks:
         if not fine:
             raise UsageError(f"{right}, {given} given")
+    if args.index is None:
+        refuse_flags(argv, ("passages", "rerank"), "of an index: name one by --index")
     plan = args.plan.checked()
     from luban.load.model import load_model
     from luban.serve.adapters import by_name

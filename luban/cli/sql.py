@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, refuse_flags
 from luban.core.errors import UsageError
 from luban.core.log import say
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from luban.tools.sql.database import Database, Preview
     from luban.tools.sql.guard import Statement
 
+OF_ONE = ("explain", "suggest_indexes", "apply", "read_only", "rows")  # flags of a single question or statement
+OF_EVAL = ("limit", "no_grammar")  # flags of --eval
 NOT_APPLIED = 1  # exit code of a change that wasn't made
 EXAMPLES = """
 luban sql shop.db "Which customers live in Paris?" --model runs/sql
@@ -58,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
     """Answer a question, preview or make a change, or measure a model."""
     about = "Ask a SQLite or DuckDB database in words. Nothing is changed without a preview and a confirmation."
     args = parse(Arguments, argv, verb="sql", about=about, examples=EXAMPLES)
-    _require_fitting(args)
+    _require_fitting(args, argv)
     if args.eval is not None:
         return _evaluate(args)
     from luban.tools.sql.database import Limits, open_database
@@ -69,6 +71,10 @@ def run(argv: Sequence[str]) -> int:
         statement = check(sql, database.schema, database.dialect)
         if args.read_only and statement.kind == "change":
             raise SQLRefused(f"--read-only: {statement.sql} would change {statement.table}")
+        if args.suggest_indexes and (database.dialect != "sqlite" or statement.kind == "change"):
+            raise UsageError(
+                f"--suggest-indexes: for queries of SQLite, and this is a {statement.kind} of {database.dialect}"
+            )
         found: dict[str, Any] = {"sql": statement.sql, "kind": statement.kind}
         if not args.json:
             say(statement.sql)
@@ -79,12 +85,16 @@ def run(argv: Sequence[str]) -> int:
         return _query(args, database, statement, found)
 
 
-def _require_fitting(args: Arguments) -> None:
+def _require_fitting(args: Arguments, argv: Sequence[str]) -> None:
     """Raise UsageError for options that say nothing, or two things."""
     if args.eval is not None:
         if args.model is None or args.database or args.sql is not None:
             raise UsageError("--eval FILE takes --model MODEL and no database: the file names its own")
+        refuse_flags(argv, OF_ONE, "of one question: leave it out with --eval")
         return
+    refuse_flags(argv, OF_EVAL, "of --eval FILE: give both")
+    if args.sql is not None:
+        refuse_flags(argv, ("model", "adapter", "device", "dtype"), "of a QUESTION, which --sql takes the place of")
     if not args.database:
         raise UsageError("luban sql takes a database: luban sql DATABASE QUESTION --model MODEL (see luban sql --help)")
     if (args.sql is None) == (not args.question):
@@ -139,7 +149,7 @@ def _query(args: Arguments, database: Database, statement: Statement, found: dic
     for suggestion in suggestions:
         say(f"{suggestion.sql}   -- {suggestion.before} becomes {suggestion.after}")
     if args.suggest_indexes and not suggestions:
-        say("no index would change how the query is run")
+        say("no index of one or two columns would change how the query is run")
     return 0
 
 

@@ -54,6 +54,26 @@ def parse(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples:
         raise UsageError(_one_line(printed.getvalue(), verb)) from None
 
 
+def flags_given(argv: Sequence[str]) -> dict[str, str]:
+    """The flags that stand on a plain verb's command line: field → the flag as it is written, without its value."""
+    written = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return {flag.removeprefix("--").replace("-", "_"): flag for flag in written}
+
+
+def refuse_flags(argv: Sequence[str], fields: Collection[str], why: str) -> None:
+    """For flags that would do nothing in this combination.
+
+    Args:
+        fields: names of their fields.
+        why: what they are for, as it stands behind `--flag: `.
+
+    Raises UsageError where one of them is given.
+    """
+    for field, flag in flags_given(argv).items():
+        if field in fields:
+            raise UsageError(f"{flag}: {why}")
+
+
 def _indent(text: str) -> str:
     return "\n".join("  " + line.strip() for line in text.strip().splitlines())
 

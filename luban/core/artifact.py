@@ -140,7 +140,8 @@ def open_artifact(
     path, manifest = Path(path), read_manifest(path)
     kinds = (kind,) if isinstance(kind, str) else kind
     if kinds and manifest.kind not in kinds:
-        raise ArtifactError(f"{path} is a {manifest.kind}, but a {' or '.join(kinds)} is needed here")
+        article = "an" if manifest.kind[0] in "aeiou" else "a"
+        raise ArtifactError(f"{path} is {article} {manifest.kind}, but a {' or '.join(kinds)} is needed here")
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from luban.core.arguments import flags_given
 from luban.core.errors import UsageError
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -45,7 +46,7 @@ def flags_from_environment(
         UsageError: a variable of a flag that is set or not with another value than true or false.
     """
     words = list(argv)
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    given = flags_given(words)
     for name, hint in flags_of(cls):
         value = environment.get(variable(prefix, name))
         if value is None or name in positional or name in given:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from luban.core.errors import DataError
+from luban.core.errors import DataError, UsageError
 from luban.core.metrics.answers import answer_tokens
 from luban.retrieval.index import Hit, Searches
 
@@ -57,6 +57,7 @@ class Answer:
     text: str  # `NOTHING` where no passage supports what the model wrote
     citations: tuple[Citation, ...]
     written: str  # by the model, word for word
+    read: tuple[Hit, ...] = ()  # the passages that it was given, best first
 
     def row(self) -> dict[str, Any]:
         """As plain data."""
@@ -110,9 +111,13 @@ class PassageRetriever:
 
     Args:
         k: passages at most; fewer where they don't fit the model's context.
+
+    Raises UsageError for k below 1.
     """
 
     def __init__(self, index: Searches, k: int = DEFAULT_K):
+        if k < 1:
+            raise UsageError(f"k: at least 1 passage is needed, {k} asked for")
         self.index, self.k = index, k
 
     def warm(self) -> None:

@@ -36,7 +36,11 @@ class Asker:
     """
 
     def __init__(self, index: Searches, model: LoadedModel, k: int | None = None, max_tokens: int = ANSWER_TOKENS):
-        self.retriever, self.model, self.max_tokens = PassageRetriever(index, k or DEFAULT_K), model, max_tokens
+        self.retriever, self.model, self.max_tokens = (
+            PassageRetriever(index, DEFAULT_K if k is None else k),
+            model,
+            max_tokens,
+        )
         self.engine = Engine(model)
 
     def _tokens(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -56,7 +60,8 @@ class Asker:
         (result,) = self.engine.generate([self._tokens(grounding.messages)], sampling)
         written = result.choices[0].text.strip()
         citations = grounding.cited(written)
-        return Answer(text=written if citations else NOTHING, citations=citations, written=written)
+        text = written if citations else NOTHING
+        return Answer(text=text, citations=citations, written=written, read=grounding.hits)
 
 
 def evaluate_answers(asker: Asks, questions: Sequence[Question]) -> dict[str, Any]:

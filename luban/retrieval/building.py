@@ -86,7 +86,7 @@ def build_index(reader: DocumentReader, out: str | Path, config: IndexConfig, *,
         "sources": reader.labels,
         "generation": 0,
     }
-    settings = {"encoder": remembered(config.encoder), "rule": to_dict(config.rule)}
+    settings = {"encoder": remembered(config.encoder), "rule": _found_again(config.rule), "origins": reader.origins}
     parents = (*reader.parents, *(encoder.parents if encoder is not None else ()), *rule_parents)
     art = ArtifactWriter(
         out, kind=KIND, config=stored, parents=parents, settings=settings, resumable=True, volatile=("graph-*",)
@@ -118,9 +118,15 @@ def identified(rule: PassageRule) -> tuple[dict[str, Any], tuple[Parent, ...]]:
     return plain | {"tokenizer": content_hash}, (parent,)
 
 
-def remembered(encoder: str | None) -> str | None:
-    """How an index names its encoder: a packaged one by its name, any other by its whole path."""
-    return str(Path(encoder).resolve()) if encoder and Path(encoder).exists() else encoder
+def remembered(name: str | None) -> str | None:
+    """How an index names its encoder or tokenizer: a packaged one by its name, any other by its whole path."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def _found_again(rule: PassageRule) -> dict[str, Any]:
+    """A rule by which documents can be added later, from any working directory."""
+    plain = to_dict(rule)
+    return plain | {"tokenizer": remembered(rule.tokenizer)} if isinstance(rule, Tokens) else plain
 
 
 def write_segments(

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from luban.core.artifact import MANIFEST, Manifest, write_json
+from luban.core.artifact import MANIFEST, Manifest, open_artifact, write_json
 from luban.core.config import from_dict
-from luban.core.errors import ArtifactError, DataError
+from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.hashing import file_sha256
-from luban.retrieval.building import IndexConfig, figures_of, open_segments, write_segments
+from luban.retrieval.building import IndexConfig, figures_of, identified, open_segments, remembered, write_segments
 from luban.retrieval.documents import DocumentReader
-from luban.retrieval.index import SEGMENTS, Index
+from luban.retrieval.index import KIND, SEGMENTS, Index
 from luban.retrieval.linking import write_graph
 from luban.retrieval.passages import PassageRule
 from luban.retrieval.segment import Segment
@@ -42,9 +42,10 @@ def change_index(
 
     Args:
         remove: ids of documents (the `source` of passages), or patterns of them such as `notes/*`.
-        encoder: where the encoder that built the index is now; None: where it was.
+        encoder: where the encoder that built the index is now, which the index remembers when something is added; None: where
+            it was.
 
-    Returns the figures of the changed index.
+    Returns the figures of the changed index, and as `change` how many documents were `added`, `replaced` by those and `removed`.
 
     Raises:
         DataError: a name that no document has; nothing would be left.
@@ -56,22 +57,36 @@ def change_index(
         index = Index(path, encoder=encoder, device=device)
         _drop_leftovers(path, index.manifest)
         before, present = index.segments, index.present.copy()
+        removed = _remove(before, present, remove) if remove else 0
+        manifest, origins = index.manifest, index.manifest.settings.get("origins", {})
         if remove:
-            _remove(before, present, remove)
-        manifest = index.manifest
+            origins = _still_read(origins, before, present)
         if reader is not None:
             config = _config_of(index)
             dense = index.encoder if config.encoder is not None else None
             write_segments(reader, path / SEGMENTS, config, dense, skipped=before)
+            origins = {
+                label: file for label, file in origins.items() if label not in reader.superseded
+            } | reader.origins
             manifest = replace(manifest, parents=_merged(manifest, reader), terms=_terms(manifest, reader))
+            if dense is not None and encoder is not None:  # it has moved, and is the one that built the index
+                manifest = replace(manifest, settings={**manifest.settings, "encoder": remembered(str(encoder))})
+        manifest = replace(manifest, settings={**manifest.settings, "origins": origins})
         segments = open_segments(path / SEGMENTS)
         added = segments[len(before) :]
-        _replace(before, present, {name for segment in added for name, _, _ in segment.documents})
+        names = {name for segment in added for name, _, _ in segment.documents}
+        replaced = _replace(before, present, names, reader, index.manifest) if reader is not None else 0
         present = np.concatenate([present, np.ones(sum(map(len, added)), dtype=bool)])
         if not present.any():
             raise DataError(f"nothing would be left of {path}: remove the folder instead")
         _commit(path, index, manifest, segments, present, reader.labels if reader is not None else ())
-    return Index(path).manifest.figures
+    change = {"added": len(names), "replaced": replaced, "removed": removed}
+    return {**Index(path).manifest.figures, "change": change}
+
+
+def known_origins(path: str | Path) -> dict[str, str]:
+    """Which files and folders an index has read: `known` of a `DocumentReader` whose documents are added to it."""
+    return open_artifact(path, KIND, verify=False).settings.get("origins", {})
 
 
 @contextmanager
@@ -102,21 +117,27 @@ def _drop_leftovers(path: Path, manifest: Manifest) -> None:
 
 
 def _config_of(index: Index) -> IndexConfig:
-    """The configuration that the index was built with."""
+    """The configuration that the index was built with. Raises LineageError where its passage tokenizer has changed."""
     settings, config = index.manifest.settings, index.config
+    rule = from_dict(PassageRule, settings["rule"])
+    if identified(rule)[0] != config["passages"]:
+        raise LineageError(
+            f"{index.path} was divided into passages by another tokenizer than {settings['rule']['tokenizer']} holds now: "
+            "add with the one that built it, or build it again"
+        )
     return IndexConfig(
         retriever=index.retriever,
         encoder=settings["encoder"],
-        rule=from_dict(PassageRule, settings["rule"]),
+        rule=rule,
         precision=config["precision"],
         search=config["search"],
         segment=config["segment"],
     )
 
 
-def _remove(segments: Sequence[Segment], present: np.ndarray, names: Sequence[str]) -> None:
-    """Mark the passages of the documents as gone. Raises DataError for a name that none has."""
-    left, first = set(names), 0
+def _remove(segments: Sequence[Segment], present: np.ndarray, names: Sequence[str]) -> int:
+    """Mark the passages of the documents as gone, and count the documents. Raises DataError for a name that none has."""
+    left, first, removed = set(names), 0, 0
     for segment in segments:
         for document, start, stop in segment.documents:
             here = slice(first + start, first + stop)
@@ -124,21 +145,59 @@ def _remove(segments: Sequence[Segment], present: np.ndarray, names: Sequence[st
             if matching and present[here].any():
                 present[here] = False
                 left -= set(matching)
+                removed += 1
         first += len(segment)
     if left:
         raise DataError(
             f"no document of the index is called '{min(left)}': see the sources that luban rag search prints"
         )
+    return removed
 
 
-def _replace(segments: Sequence[Segment], present: np.ndarray, names: Collection[str]) -> None:
-    """Mark the passages of documents that were added again as gone."""
-    first = 0
+def _still_read(origins: dict[str, str], segments: Sequence[Segment], present: np.ndarray) -> dict[str, str]:
+    """The origins of which a document is present; the labels of the others are free."""
+    labels, first = set(), 0
     for segment in segments:
         for document, start, stop in segment.documents:
-            if document in names:
-                present[first + start : first + stop] = False
+            if present[first + start : first + stop].any():
+                labels.add(_label_of(document, origins))
         first += len(segment)
+    return {label: path for label, path in origins.items() if label in labels}
+
+
+def _label_of(document: str, labels: Collection[str]) -> str | None:
+    """Which source a document is of, by its id: LABEL, LABEL#ROW, LABEL/FILE or LABEL/FILE#ROW; None: of none of these."""
+    if document in labels:
+        return document
+    name = document.rpartition("#")[0] or document
+    while name and name not in labels:
+        name = name.rpartition("/")[0]
+    return name or None
+
+
+def _replace(
+    segments: Sequence[Segment],
+    present: np.ndarray,
+    names: Collection[str],
+    reader: DocumentReader,
+    manifest: Manifest,
+) -> int:
+    """Mark the passages of documents that were added again as gone, and count the documents: those with the ids `names`, the
+    other rows of files that were read again, and what was read under another label.
+    """
+    origins, superseded = manifest.settings.get("origins", {}), reader.superseded
+    first, replaced = 0, 0
+    for segment in segments:
+        for document, start, stop in segment.documents:
+            here = slice(first + start, first + stop)
+            row = document.rpartition("#")[0] in reader.files and document not in origins
+            moved = superseded and _label_of(document, origins) in superseded
+            again = document in names or row or moved
+            if again and present[here].any():
+                present[here] = False
+                replaced += 1
+        first += len(segment)
+    return replaced
 
 
 def _merged(manifest: Manifest, reader: DocumentReader) -> tuple[Any, ...]:

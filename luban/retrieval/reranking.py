@@ -19,6 +19,7 @@ from luban.load.model import LoadedModel, load_model
 from luban.models.head.rows import Classes
 from luban.retrieval.fusion import Fusion
 from luban.retrieval.index import Hit, Index, Retriever
+from luban.retrieval.packaged import located
 
 DEPTH = 50  # passages of the first search that are read
 ROWS = 32  # pairs read together
@@ -48,8 +49,9 @@ class CrossEncoder:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: str = "float32") -> CrossEncoder:
-        """By path. Raises what `load_model` does."""
-        return cls(load_model(path, device, dtype))
+        """By path. Raises ArtifactError where there is none, and what `load_model` does."""
+        model = load_model(located(path, "cross-encoder"), device, dtype)
+        return cls(replace(model, name=Path(path).resolve().name))
 
     def pair(self, question: Sequence[int], passage: Sequence[int]) -> tuple[list[int], list[int]]:
         """Ids and segments of a pair; the passage, then the question, is cut where the context is too short."""

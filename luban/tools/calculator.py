@@ -17,7 +17,9 @@ MAX_DEPTH = 50  # brackets, functions, signs and powers inside each other
 MAX_BITS = 4096  # of a numerator or denominator, also of intermediate results
 DIGITS = 15  # of results that have no short decimal form
 
-TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(\*\*|//|[-+*/%^(),!])|([a-z]+))")
+TOKEN = re.compile(
+    r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(\*\*|//|[-+*/%^(),!])|([a-z][a-z0-9]*))"
+)
 SPELLINGS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "（": "(", "）": ")", "，": ","})
 
 
@@ -147,9 +149,8 @@ def _round(value: Fraction, digits: Fraction | None = None) -> Fraction:
 
 
 ONE, ANY = (1, 1), (1, 100)
-FUNCTIONS: dict[
-    str, tuple[tuple[int, int], Callable[..., Fraction]]
-] = {  # name → (fewest and most arguments, function)
+# name → (fewest and most arguments, function)
+FUNCTIONS: dict[str, tuple[tuple[int, int], Callable[..., Fraction]]] = {
     "abs": (ONE, abs),
     "ceil": (ONE, lambda x: Fraction(math.ceil(x))),
     "exp": (ONE, _exponential),
@@ -192,7 +193,10 @@ class _Parser:
     def unexpected(self) -> ArithmeticRefusal:
         """What stands where something else should."""
         what = f"{self.token!r} at character {self.start + 1}" if self.token else "the end"
-        return ArithmeticRefusal(f"can't read the expression {self.text[:60]!r}: unexpected {what}")
+        known = (
+            f" (functions: {', '.join(FUNCTIONS)})" if self.token[:1].isalpha() and self.token not in FUNCTIONS else ""
+        )
+        return ArithmeticRefusal(f"can't read the expression {self.text[:60]!r}: unexpected {what}{known}")
 
     def sum(self) -> Fraction:
         """`product ± product …`"""

@@ -20,6 +20,7 @@ LONGEST_ROW = 64 << 20  # bytes of a line from which it is not read, so that mem
 CHUNK = 4 << 20  # bytes unpacked at a time to find a compressed file's size
 MOST_PACKED = 32  # parts of a compressed file, each of which unpacks the file up to its end
 END = 1 << 62  # of the last part
+OVERSIZED = "oversized JSON lines"  # as they are counted
 
 
 def read(name: str, context: SourceContext) -> Iterator[Document]:
@@ -31,6 +32,7 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         DataError: the file is empty, or no line of it is a document (not where a part of it is read).
     """
     good = number = 0
+    too_long = context.tally.unusable[OVERSIZED]
     decoder, fields = FileDecoder(Path(name), context.tally), set()
     for offset, line in _lines(Path(name), context):
         number += 1
@@ -50,6 +52,8 @@ def read(name: str, context: SourceContext) -> Iterator[Document]:
         what = "holds no line with text" if number else "is empty"
         if number and not has_text(fields, context.text_field):
             what = f"holds no line with a field {fields_needed(fields, context.text_field)}"
+        if not number and context.tally.unusable[OVERSIZED] > too_long:
+            what = f"holds only lines of more than {LONGEST_ROW >> 20} MiB, the most that a row may have"
         raise DataError(f"source {name} {what}")
 
 
@@ -107,7 +111,7 @@ def _lines(path: Path, context: SourceContext) -> Iterator[tuple[int, bytes]]:
         if not skip:
             held.append(piece)
             if offset - begin > LONGEST_ROW:
-                context.tally.reject("oversized JSON lines", f"{context.label} at byte {begin}")
+                context.tally.reject(OVERSIZED, f"{context.label} at byte {begin}")
                 held, skip = [], True
             elif ends:
                 yield begin, b"".join(held)

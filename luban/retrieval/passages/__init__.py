@@ -65,4 +65,9 @@ class Passage:
     @property
     def titled(self) -> str:
         """Title and text as encoders read them."""
-        return f"{self.title}\n{self.text}" if self.title else self.text
+        return titled(self.title, self.text)
+
+
+def titled(title: str, text: str) -> str:
+    """A passage as encoders and models read it."""
+    return f"{title}\n{text}" if title else text

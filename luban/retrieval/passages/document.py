@@ -10,7 +10,10 @@ from luban.retrieval.passages import PassageRule, Span
 
 @dataclass(frozen=True, kw_only=True)
 class WholeDocument(PassageRule):
-    """Each document is one passage, whatever its length: for texts that are paragraphs already."""
+    """Each document is one passage, whatever its length: for texts that are paragraphs already.
+
+    `length` and `overlap` mean nothing here.
+    """
 
     def spans(self, text: str) -> Iterator[Span]:
         stripped = text.strip()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from luban.core.errors import ConfigError
+from luban.retrieval.packaged import located
 from luban.retrieval.passages import PassageRule, Span
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -15,7 +16,7 @@ from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 class Tokens(PassageRule):
     """Windows of `length` tokens; special tokens that an encoder adds aren't counted."""
 
-    tokenizer: str = ""  # path of a tokenizer, or of a model that has one
+    tokenizer: str = ""  # path of a tokenizer, or of a model that has one, or minilm
 
     def loaded(self) -> Tokenizer:
         """The tokenizer. Raises ConfigError where none is named, ArtifactError where there is none."""
@@ -36,4 +37,4 @@ class Tokens(PassageRule):
 
 @lru_cache(maxsize=4)
 def _load(path: str) -> Tokenizer:
-    return load_tokenizer(path)
+    return load_tokenizer(located(path, "tokenizer"))

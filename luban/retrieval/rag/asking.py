@@ -55,7 +55,7 @@ class RagAsker:
         max_tokens: int = 64,
     ):
         rag.require(index)
-        self.index, self.rag, self.k = index, rag, k or rag.k
+        self.index, self.rag, self.k = index, rag, rag.k if k is None else k
         self.decoding: Decoding = decoding
         self.beams, self.max_tokens = beams, max_tokens
 

@@ -22,13 +22,13 @@ from luban.load.model import LoadedModel, load_model
 from luban.models.build import build_model, state_of
 from luban.models.head.rows import Classes
 from luban.models.spec import changed
-from luban.retrieval.packaged import packaged_folder
+from luban.retrieval.packaged import located
+from luban.retrieval.passages import titled
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.reranking import CrossEncoder
 from luban.retrieval.training.exporting import export_into
 from luban.retrieval.training.optimiser import Optimiser, batches, step_count, trainable
 from luban.retrieval.training.pairs import Pair, mine, split
-from luban.retrieval.training.train import titled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def train_reranker(recipe: RerankerRecipe, out: str | Path) -> dict[str, Any]:
     if not train:
         raise DataError(f"{recipe.data}: no question with a passage to train on")
     pairs = mine(train, recipe.negatives)
-    begun = load_model(packaged_folder(recipe.encoder) or recipe.encoder, recipe.device)
+    begun = load_model(located(recipe.encoder, "encoder"), recipe.device)
     encoder = CrossEncoder(with_one_class(begun, recipe.seed))
     weights = weights_hash(state_of(begun.module))
     config = {**to_dict(recipe), "data": file_sha256(recipe.data), "encoder": weights}
@@ -111,7 +111,7 @@ def steps(encoder: CrossEncoder, pairs: Sequence[Pair], recipe: RerankerRecipe) 
             asked = tokenizer.encode_batch([pair.question for pair in batch])
             rows, counts = [], []
             for question, pair in zip(asked, batch, strict=True):
-                texts = tokenizer.encode_batch([titled(text) for text in (pair.right, *pair.wrong)])
+                texts = tokenizer.encode_batch([titled(*text) for text in (pair.right, *pair.wrong)])
                 rows += [encoder.pair(question, text) for text in texts]
                 counts.append(len(texts))
             parts = encoder.logits(rows).split(counts)
@@ -127,7 +127,7 @@ def compared(encoder: CrossEncoder, questions: Sequence[Question], negatives: in
     """Top-1 accuracy among a held-out question's passage and BM25's wrong ones, with its 95% interval, and that of chance."""
     right, chances = [], []
     for pair in mine(questions, negatives):
-        scores = encoder.scores(pair.question, [titled(text) for text in (pair.right, *pair.wrong)])
+        scores = encoder.scores(pair.question, [titled(*text) for text in (pair.right, *pair.wrong)])
         right.append(float(scores.argmax() == 0))
         chances.append(1 / len(scores))
     return {

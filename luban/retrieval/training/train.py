@@ -22,6 +22,7 @@ from luban.parallel.device import choose_device
 from luban.parallel.world import World
 from luban.retrieval.encoder import QUESTIONS, TextEncoder
 from luban.retrieval.fusion import top
+from luban.retrieval.passages import titled
 from luban.retrieval.questions import Question, read_questions
 from luban.retrieval.training.contrastive import backward
 from luban.retrieval.training.exporting import write_encoder
@@ -99,15 +100,9 @@ def train_encoder(recipe: EncoderRecipe, out: str | Path, world: World | None = 
     return art.figures
 
 
-def titled(passage: Text) -> str:
-    """A passage as the index has it encoded."""
-    title, text = passage
-    return f"{title}\n{text}" if title else text
-
-
 def by_vectors(encoder: TextEncoder, questions: Sequence[Question], collection: Sequence[Text]) -> Iterator[np.ndarray]:
     """Places of the passages that the encoder finds nearest to each question, nearest first (self-mined negatives)."""
-    passages = encoder.passages([titled(text) for text in collection])
+    passages = encoder.passages([titled(*text) for text in collection])
     for vector in encoder.queries([question.text for question in questions]):
         yield top(passages @ vector, MINED)[0]
 
@@ -147,13 +142,13 @@ def texts_of(batch: Sequence[Pair]) -> tuple[list[str], list[str]]:
     for pair in batch:
         chosen.setdefault(pair.right, pair)
     wrong = dict.fromkeys(text for pair in chosen.values() for text in pair.wrong if text not in chosen)
-    return [pair.question for pair in chosen.values()], [titled(text) for text in (*chosen, *wrong)]
+    return [pair.question for pair in chosen.values()], [titled(*text) for text in (*chosen, *wrong)]
 
 
 def ranks(encoder: TextEncoder, questions: Sequence[Question], collection: Sequence[Text]) -> np.ndarray:
     """(questions,) int64: the rank (from 1) of each question's passage in a collection that holds it."""
     places = {text: place for place, text in enumerate(collection)}
-    passages = encoder.passages([titled(text) for text in collection])
+    passages = encoder.passages([titled(*text) for text in collection])
     scores = encoder.queries([question.text for question in questions]) @ passages.T
     own = np.array([places[question.positives[0]] for question in questions])
     return 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)

@@ -81,7 +81,9 @@ class SQLWriter:
         asked = [{"role": "user", "content": prompt}] if self.chat else f"{prompt}\nSQL: "
         choice = self.engine.generate(asked, sampling)[0].choices[0]
         if self.constrained and choice.finish_reason == "length":
-            raise DataError(f"the model's statement is not finished after {sampling.max_tokens} tokens: {choice.text}")
+            raise DataError(
+                f"the model's statement is not finished after {sampling.max_tokens} tokens: {choice.text[:200]}…"
+            )
         return Written(sql=choice.text.strip(), prompt=prompt, linked=linked)
 
     def _held(self, linked: Linked) -> dict:

@@ -20,6 +20,11 @@ from luban.tools.sql.schema import Column, ForeignKey, Kind, Schema, Table, quot
 
 MAX_JOINS = 40  # joins that are offered
 MAX_COLUMNS = 2000  # in all sources together
+# how long lists are at most, so that a model that repeats itself comes to an end
+MAX_SELECTED = 16  # columns, and no more than there are
+MAX_AGGREGATES = 4
+MAX_CONDITIONS = 4  # joined by AND, and as many groups of them by OR
+MAX_VALUES = 20  # of IN
 
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')  # in a rule
 PIECE = re.compile(r'"(?:[^"]|"")*"|\w+|\s|[^\w\s]')  # of SQL: a quoted name, a word, a blank, a sign
@@ -129,6 +134,12 @@ def _any(options: Iterable[str]) -> str:
     return " | ".join(options)
 
 
+def _listed(rule: str, most: int, between: str = ", ", least: int = 1) -> str:
+    """A rule from `least` (0 or 1) to `most` times; with 0 a list that goes on from something before it."""
+    more = f"({json.dumps(between)} {rule}){{0,{most - least}}}" if most > least else ""
+    return f"{rule} {more}" if least else more
+
+
 def _texts(options: Iterable[str]) -> str:
     return _any(json.dumps(option, ensure_ascii=False) for option in options)
 
@@ -149,10 +160,10 @@ def _source_rules(number: int, source: Source, schema: Schema, sources: Sequence
         aggregates.append(f'("min(" | "max(") sortable{s} ")"')
     rules += [
         f"agg{s}: {_any(aggregates)}",
-        f'cols{s}: col{s} (", " col{s})*',
-        f'aggs{s}: agg{s} (", " agg{s})*',
-        f'where{s}: " WHERE " all{s} (" OR " all{s})*',
-        f'all{s}: one{s} (" AND " one{s})*',
+        f"cols{s}: {_listed(f'col{s}', min(len(places), MAX_SELECTED))}",
+        f"aggs{s}: {_listed(f'agg{s}', MAX_AGGREGATES)}",
+        f'where{s}: " WHERE " {_listed(f"all{s}", MAX_CONDITIONS, " OR ")}',
+        f"all{s}: {_listed(f'one{s}', MAX_CONDITIONS, ' AND ')}",
         f"one{s}: {_any(_conditions(number, source, schema, sources))}",
         f'order{s}: " ORDER BY " col{s} descending (" LIMIT " COUNT)?',
         f'grouped{s}: (" HAVING " having{s})? (" ORDER BY " agg{s} descending (" LIMIT " COUNT)?)?',
@@ -164,7 +175,7 @@ def _source_rules(number: int, source: Source, schema: Schema, sources: Sequence
     for i, place in enumerate(places):
         by = json.dumps(f" GROUP BY {place.text}", ensure_ascii=False)
         name = json.dumps(place.text, ensure_ascii=False)
-        rules.append(f'group{s}_{i}: {name} (", " agg{s})* from{s} {by} grouped{s}')
+        rules.append(f"group{s}_{i}: {name} {_listed(f'agg{s}', MAX_AGGREGATES, least=0)} from{s} {by} grouped{s}")
     return rules
 
 
@@ -181,7 +192,7 @@ def _conditions(number: int, source: Source, schema: Schema, sources: Sequence[S
             continue
         yield f"{cols} ({_texts(f' {sign} ' for sign in COMPARED[kind])}) {literal}"
         if kind != "boolean":
-            yield f'{cols} (" IN (" | " NOT IN (") {literal} (", " {literal})* ")"'
+            yield f'{cols} (" IN (" | " NOT IN (") {_listed(literal, MAX_VALUES)} ")"'
         if kind in ("number", "date"):
             yield f'{cols} " BETWEEN " {literal} " AND " {literal}'
     yield from _subqueries(source, schema, sources)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from indexes import squad_file
 
 from luban.cli.main import main
+from luban.retrieval.passages import tokens
 
 
 @pytest.fixture
@@ -50,6 +52,8 @@ def test_search_prints_where_passages_stand(index, tmp_path, capsys):
     assert found(capsys, str(index), "zebra") == []
     assert main(["rag", "search", str(index), "join"]) == 0
     assert "1. a.md > Join" in capsys.readouterr().out
+    assert main(["rag", "search", str(index), "zebra"]) == 0
+    assert "no passage of" in "".join(capsys.readouterr())
 
 
 def test_documents_are_added_and_removed(index, tmp_path, capsys):
@@ -58,6 +62,83 @@ def test_documents_are_added_and_removed(index, tmp_path, capsys):
     assert [row["source"] for row in found(capsys, str(index), "zebras")] == ["more.txt"]
     assert main(["rag", "index", "--out", str(index), "--remove", "notes/*"]) == 0
     assert found(capsys, str(index), "mint") == []
+
+
+def test_a_file_of_the_same_name_is_no_replacement(tmp_path, capsys):
+    for name, text in (("one", "Cats purr."), ("two", "Dogs bark."), ("three", "Cows moo.")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "z.txt").write_text(text)
+    index = tmp_path / "index"
+    assert main(["rag", "index", str(tmp_path / "one" / "z.txt"), "--out", str(index), "--encoder", "bm25"]) == 0
+    for _ in range(2):  # the second time the document is known
+        assert main(["rag", "index", str(tmp_path / "two" / "z.txt"), "--out", str(index), "--add"]) == 0
+    assert "1 documents added (1 in the place of an earlier one)" in (said := capsys.readouterr()).err + said.out
+    sources = {row["source"]: row["text"] for row in found(capsys, str(index), "cats dogs cows")}
+    assert sources == {"z.txt": "Cats purr.", "z.txt#2": "Dogs bark."}
+    assert main(["rag", "index", "--out", str(index), "--remove", "z.txt"]) == 0
+    assert main(["rag", "index", str(tmp_path / "three" / "z.txt"), "--out", str(index), "--add"]) == 0
+    sources = {row["source"]: row["text"] for row in found(capsys, str(index), "cats dogs cows")}
+    assert sources == {"z.txt": "Cows moo.", "z.txt#2": "Dogs bark."}
+
+
+@pytest.mark.parametrize(
+    "order", [("notes", "notes/a.md"), ("notes/a.md", "notes"), ("notes/a.md", "./notes/../notes")]
+)
+def test_a_file_and_the_folder_above_it_are_the_same_document(order, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "a.md").write_text("Cats purr.")
+    (tmp_path / "notes" / "deep" / "b.jsonl").write_text('{"text": "Dogs bark."}\n')
+    first, second = order
+    assert main(["rag", "index", first, "--out", "index", "--encoder", "bm25"]) == 0
+    (tmp_path / "notes" / "a.md").write_text("Cats mew.")
+    assert main(["rag", "index", second, "notes/deep/b.jsonl", "--out", "index", "--add"]) == 0
+    assert main(["rag", "index", *order, first, "--out", "both", "--encoder", "bm25"]) == 0
+    capsys.readouterr()
+    for index in ("index", "both"):
+        rows = {row["source"]: row["text"] for row in found(capsys, index, "cats dogs purr")}
+        assert rows.pop("notes/a.md") == "Cats mew." and list(rows.values()) in (["Dogs bark."], [])
+
+
+def test_rows_that_a_file_lost_are_gone(tmp_path, capsys):
+    rows, index = tmp_path / "rows.jsonl", tmp_path / "index"
+    rows.write_text("".join(json.dumps({"text": f"{animal} sleep."}) + "\n" for animal in ("Cats", "Dogs", "Cows")))
+    assert main(["rag", "index", str(rows), "--out", str(index), "--encoder", "bm25"]) == 0
+    rows.write_text(json.dumps({"text": "Hens sleep."}) + "\n")
+    assert main(["rag", "index", str(rows), "--out", str(index), "--add"]) == 0
+    assert "1 documents added (3 in" in "".join(capsys.readouterr())
+    assert [row["text"] for row in found(capsys, str(index), "sleep")] == ["Hens sleep."]
+
+
+def test_a_folder_that_has_moved_keeps_its_name(tmp_path, capsys):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("Cats purr.")
+    index = tmp_path / "index"
+    assert main(["rag", "index", str(tmp_path / "notes"), "--out", str(index), "--encoder", "bm25"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "notes").rename(tmp_path / "elsewhere" / "notes")
+    (tmp_path / "elsewhere" / "notes" / "a.md").write_text("Cats mew.")
+    assert main(["rag", "index", str(tmp_path / "elsewhere" / "notes"), "--out", str(index), "--add"]) == 0
+    capsys.readouterr()
+    assert {row["source"]: row["text"] for row in found(capsys, str(index), "cats")} == {"notes/a.md": "Cats mew."}
+
+
+def test_documents_are_added_with_the_tokenizer_that_divided_the_others(tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, "model")
+    (tmp_path / "a.txt").write_text("Cats purr.")
+    command = ["rag", "index", "a.txt", "--encoder", "bm25", "--passages", "tokens", "--tokenizer", "model"]
+    assert main([*command, "--out", "index"]) == 0
+    monkeypatch.chdir("/")  # the tokenizer is found again from anywhere
+    assert main(["rag", "index", str(tmp_path / "a.txt"), "--out", str(tmp_path / "index"), "--add"]) == 0
+    vocabulary = next((tmp_path / "model").rglob("tokenizer.json"))
+    data = json.loads(vocabulary.read_text())
+    data["added_tokens"].append({**data["added_tokens"][-1], "id": 10**6, "content": "<new>"})
+    vocabulary.write_text(json.dumps(data))
+    tokens._load.cache_clear()  # as in another process
+    capsys.readouterr()
+    assert main(["rag", "index", str(tmp_path / "a.txt"), "--out", str(tmp_path / "index"), "--add"]) == 1
+    assert "another tokenizer" in capsys.readouterr().err
 
 
 def test_eval_prints_a_row_a_method(tmp_path, capsys):
@@ -69,6 +150,21 @@ def test_eval_prints_a_row_a_method(tmp_path, capsys):
     assert "bm25" in (shown := capsys.readouterr().out) and "100.0%" in shown
     assert main(["rag", "eval", str(out), str(file), "--json", "--k", "1"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["top_1"] == 1
+
+
+def test_questions_about_another_index_are_said_to_be(index, tmp_path, capsys):
+    questions = tmp_path / "questions.json"
+    questions.write_text(json.dumps([{"question": "Who ate the moon?", "answers": ["a quagga"]}]))
+    assert main(["rag", "eval", str(index), str(questions), "--out", str(tmp_path / "measured")]) == 0
+    assert "belong together?" in capsys.readouterr().err
+    figures = json.loads((tmp_path / "measured" / "manifest.json").read_text())["figures"]
+    assert figures["retrieval_bm25_top_5"] == 0 and all(name.replace("_", "").isalnum() for name in figures)
+
+
+def test_an_answer_without_support_names_the_passages(index, tiny_checkpoint, capsys):
+    assert main(["rag", "ask", str(index), str(tiny_checkpoint), "What is basil?", "--max-tokens", "8"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "No passage supports this.\n" and "Basil  (notes/page.html)" in said.err
 
 
 def test_ask_prints_an_answer_with_citations(index, tiny_checkpoint, capsys):
@@ -102,12 +198,48 @@ def test_ask_prints_an_answer_with_citations(index, tiny_checkpoint, capsys):
         (["index", "INDEX", "--out", "new", "--tokenizer", "t"], "a corpus is needed"),
         (["eval", "INDEX", "missing.json"], "not a file"),
         (["nothing"], "unknown 'rag nothing'"),
+        # what would be passed over
+        (["index", "x.md", "--out", "INDEX", "--add", "--passages", "sentences"], "--passages: a finished index"),
+        (["index", "x.md", "--out", "INDEX", "--add", "--length=50"], "--length: a finished index"),
+        (["index", "x.md", "--out", "INDEX", "--add", "--search", "hnsw"], "--search: a finished index"),
+        (
+            ["index", "INDEX/manifest.json", "--out", "INDEX", "--add", "--encoder", "hybrid"],
+            "built with --encoder bm25",
+        ),
+        (["index", "--out", "INDEX", "--remove", "notes/*", "--text-field", "body"], "--text-field: for documents"),
+        (["index", "DOCS", "--out", "new", "--encoder", "bm25", "--search", "hnsw"], "--search: for vectors"),
+        (["index", "DOCS", "--out", "new", "--encoder", "bm25", "--precision", "int8"], "--precision: for vectors"),
+        (
+            ["index", "DOCS", "--out", "new", "--passages", "document", "--overlap", "3"],
+            "--overlap: --passages document",
+        ),
+        (["index", "DOCS", "--out", "INDEX"], "--add adds to it"),
+        (["search", "INDEX", "x", "--encoder", "minilm"], "--encoder: INDEX has no vectors"),
+        (["search", "INDEX", "x", "--fusion", "reciprocal"], "--fusion: for hybrid searches"),
+        (["search", "INDEX", "x", "--depth", "5"], "--depth: passages that --rerank"),
+        (["search", "INDEX", "x", "--rerank", "nowhere"], "the cross-encoder nowhere does not exist"),
+        (["index", "DOCS", "--out", "new", "--encoder", "nowhere"], "the encoder nowhere does not exist"),
+        (["index", "DOCS", "--out", "new", "--passages", "tokens", "--tokenizer", "nowhere"], "the tokenizer nowhere"),
+        (["ask", "INDEX", "MODEL", "x", "--k", "0"], "at least 1 passage"),
+        (["ask", "INDEX", "MODEL", "x", "--beams", "7"], "--beams: of a beam search"),
+        (["eval", "INDEX", "QUESTIONS", "--limit", "-5"], "--limit: 0"),
+        (["eval", "INDEX", "QUESTIONS", "--passages", "2"], "--passages: of answers"),
     ],
 )
-def test_what_is_refused_is_said_in_one_line(index, capsys, words, said):
-    assert main(["rag", *(word.replace("INDEX", str(index)) for word in words)]) in (1, 2)
+def test_what_is_refused_is_said_in_one_line(index, tmp_path, tiny_checkpoint, capsys, words, said):
+    places = {
+        "INDEX": index,
+        "DOCS": tmp_path / "notes",
+        "MODEL": tiny_checkpoint,
+        "QUESTIONS": squad_file(tmp_path),
+        "new": tmp_path / "new",
+    }
+    for name, place in places.items():
+        words, said = [word.replace(name, str(place)) for word in words], said.replace(name, str(place))
+    assert main(["rag", *words]) in (1, 2)
     lines = capsys.readouterr().err.strip().splitlines()
     assert said in lines[-1] and lines[-1].startswith("luban: ")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("verb", ["index", "search", "ask", "eval"])

@@ -127,6 +127,13 @@ def test_json_lines_good_and_bad(tmp_path, monkeypatch):
     assert counts["oversized JSON lines"] == 1 and counts["empty_rows_skipped"] == 1
 
 
+def test_a_file_of_lines_that_are_too_long_is_not_called_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr("luban.corpus.sources.jsonl.LONGEST_ROW", 1 << 20)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "y" * (1 << 20)}) + "\n")
+    with pytest.raises(DataError, match="only lines of more than 1 MiB"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_kind_before_a_folder_reads_its_files_of_that_kind(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("b.jsonl", "deep/a.jsonl.gz", "deep/c.txt"):

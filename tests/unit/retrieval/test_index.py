@@ -216,6 +216,11 @@ def test_only_the_encoder_that_built_an_index_may_query_it(tmp_path, encoder):
     assert Index(tmp_path / "index").search("amber", retriever="bm25")
     (tmp_path / "moved" / "modules.json").unlink()
     assert Index(tmp_path / "index", encoder=tmp_path / "moved").search("amber")
+    more = write_texts(tmp_path / "more", range(5, 8))
+    with pytest.raises(LineageError, match="weights_hash"):
+        change_index(tmp_path / "index", reader(more), encoder=encoder)
+    change_index(tmp_path / "index", reader(more), encoder=tmp_path / "moved")
+    assert Index(tmp_path / "index").search("amber")  # its new place is remembered
 
 
 def test_parents_are_encoder_tokenizer_and_corpus(tmp_path, encoder):

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from luban.tools.calculator import MAX_BITS, MAX_DEPTH, ArithmeticRefusal, calculate, calculator, written
+from luban.tools.calculator import FUNCTIONS, MAX_BITS, MAX_DEPTH, ArithmeticRefusal, calculate, calculator, written
 
 
 def drawn(rng: random.Random, depth: int) -> tuple[str, str]:
@@ -46,6 +46,20 @@ def test_values_are_those_of_python_over_fractions():
         if max(expected.numerator.bit_length(), expected.denominator.bit_length()) <= MAX_BITS // 8:
             assert calculate(ours) == expected, ours
     assert compared > 200
+
+
+def test_every_function_can_be_called_and_is_pythons():
+    own = {"abs": abs, "max": max, "min": min, "round": round, "ln": math.log}
+    numbers = random.Random()
+    for name in FUNCTIONS:
+        value = numbers.randrange(1, 30)
+        expected = own.get(name, getattr(math, name, None))(
+            value, *((1,) if name in ("max", "min", "gcd", "lcm") else ())
+        )
+        arguments = f"{value}, 1" if name in ("max", "min", "gcd", "lcm") else f"{value}"
+        assert float(calculate(f"{name}({arguments})")) == pytest.approx(expected, rel=1e-12), name
+    with pytest.raises(ArithmeticRefusal, match=r"unexpected 'log2'.*log10"):
+        calculate("log2(8)")
 
 
 @pytest.mark.parametrize(

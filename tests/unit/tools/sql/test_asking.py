@@ -251,10 +251,16 @@ def test_a_change_is_made_only_when_it_is_confirmed(shop, tell, monkeypatch):
         (("missing.db", "--sql", "SELECT 1"), 1, "no database"),
         (("--eval", "missing.json", "--model", "m"), 1, "can't be read"),
         (("--eval", "x.json"), 2, "--model"),
+        (("--eval", "x.json", "--model", "m", "--explain"), 2, "--explain: of one question"),
+        (("{shop}", "--sql", "SELECT 1", "--limit", "3"), 2, "--limit: of --eval"),
+        (("{shop}", "--sql", "SELECT 1", "--no-grammar"), 2, "--no-grammar: of --eval"),
+        (("{shop}", "--sql", "SELECT 1", "--model", "m"), 2, "--model: of a QUESTION"),
+        (("{shop}", "--sql", "DELETE FROM product", "--suggest-indexes"), 2, "for queries of SQLite"),
+        (("{duck}", "--sql", "SELECT name FROM customer", "--suggest-indexes"), 2, "for queries of SQLite"),
     ],
 )
-def test_bad_calls_get_one_line(shop, tell, argv, code, words):
-    before = contents(shop)
-    found, out, err = tell(*(word.format(shop=shop) for word in argv))
+def test_bad_calls_get_one_line(shop, tmp_path, tell, argv, code, words):
+    before, duck = contents(shop), SHOPS["duckdb"](tmp_path / "duck")
+    found, out, err = tell(*(word.format(shop=shop, duck=duck) for word in argv))
     assert found == code and words in err and len(err.strip().splitlines()) == 1 and not out
     assert contents(shop) == before

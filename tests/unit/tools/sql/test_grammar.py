@@ -63,6 +63,8 @@ ACCEPTED = [
     'SELECT customer.name, product.title FROM "order" JOIN customer ON "order".customer_id = customer.id '
     'JOIN product ON "order".product_id = product.id WHERE "order".day > \'2024-01-31\'',
     "SELECT name FROM customer WHERE city = 'Paris' EXCEPT SELECT title FROM product",
+    "SELECT id, name, city FROM customer WHERE age IN (1, 2, 3) AND city = 'Paris' OR age = 9 AND city = 'Rome'",
+    "SELECT min(age), max(age), avg(age) FROM customer",
 ]
 REFUSED = [
     "SELECT nme FROM customer",
@@ -77,6 +79,13 @@ REFUSED = [
     "SELECT sum(name) FROM customer",
     'SELECT product.price FROM "order" JOIN customer ON "order".customer_id = customer.id',
     "DELETE FROM customer",
+    # lists that a model which repeats itself would never end
+    f"SELECT {', '.join(['name'] * 30)} FROM customer",
+    f"SELECT {', '.join(['count(*)'] * 30)} FROM customer",
+    f"SELECT city, {', '.join(['count(*)'] * 30)} FROM customer GROUP BY city",
+    f"SELECT name FROM customer WHERE {' AND '.join(['age = 1'] * 30)}",
+    f"SELECT name FROM customer WHERE {' OR '.join(['age = 1'] * 30)}",
+    f"SELECT name FROM customer WHERE age IN ({', '.join(['1'] * 30)})",
 ]
 
 
