@@ -178,5 +178,7 @@ def test_kto_takes_unpaired_rows(model, tmp_path):
     found = objective.loss(model.module)(batch)
     found.sum.backward()
     assert torch.isfinite(found.sum)
-    with pytest.raises(DataError, match="takes 2 to 2"):
+    with pytest.raises(
+        DataError, match=r"hold 6 single answers .* train on them by luban dpo … --objective\.method\.type kto"
+    ):
         Preference().examples(Shards.open(path), seq_len=64, seed=0, packing="fit")
