@@ -3,7 +3,9 @@ the policy in training has just written."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +47,7 @@ from luban.train.loop import TrainerComponents
 from luban.train.recipe import Recipe
 from luban.train.run import assemble, train
 from luban.train.start import Start
-from luban.train.validate import Validation
+from luban.train.validate import Measure, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class RLRecipe(Recipe):
                 f"a round has {self.rl.prompts} × {self.rl.samples} answers (rl.prompts × rl.samples), which must be a "
                 f"multiple of train.batch_size ({self.train.batch_size})"
             )
+        if self.reference and not self.rl.measures_kl:
+            raise ConfigError("with rl.kl 0 no KL divergence from a reference is measured: leave --reference out")
         if self.rl.max_tokens >= self.train.seq_len:
             raise ConfigError(
                 f"rl.max_tokens ({self.rl.max_tokens}) must be below train.seq_len ({self.train.seq_len}), which holds prompt "
@@ -251,20 +255,23 @@ class Actor:
 
     def round(self, number: int) -> Round:
         """A new round, of the weights as they are. Raises TrainingError where KL or entropy are out of bounds."""
-        chosen = self.chosen(number)
-        answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
-        scores, apart = self.score(self.prompts, chosen, answers)
+        chosen, seconds = self.chosen(number), dict[str, float]()
+        with spent(seconds, "sampling"):
+            answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
+        with spent(seconds, "scoring"):
+            scores, apart = self.score(self.prompts, chosen, answers)
         if self.rl.quantiles:
             rows = np.repeat(chosen, self.rl.samples).tolist()
             answers = self.relabelled(answers, scores, rows, number)
         batch = answers.batch(self.shards.pad_id)
         module, device = self.engine.module, self.engine.device
         assert isinstance(module, TokenLogprobs)
-        old, entropies = token_logprobs(module, batch, self.rows, device)
-        reference = self._reference_logprobs(batch, old)
-        values = np.zeros(old.shape)
-        if self.critic is not None:
-            values = token_values(self.critic.engine.module, batch, self.rows, device)
+        with spent(seconds, "reading"):  # by policy, reference and critic
+            old, entropies = token_logprobs(module, batch, self.rows, device)
+            reference = self._reference_logprobs(batch, old)
+            values = np.zeros(old.shape)
+            if self.critic is not None:
+                values = token_values(self.critic.engine.module, batch, self.rows, device)
         arrays = {
             "old_logprobs": old,
             "reference_logprobs": reference,
@@ -274,7 +281,7 @@ class Actor:
             "scores": scores,
         }
         beta = next_beta(self.rl, self.folder / FOLDER, number)
-        made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta)
+        made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta, seconds=seconds)
         self._check(made, entropies.sum() / max(batch.loss_mask.sum(), 1), number)
         return made
 
@@ -301,9 +308,18 @@ class Actor:
             return
         steps = CheckpointManager(self.folder).steps()
         last = CheckpointManager(self.folder).path(steps[-1]) if steps else "none was saved yet"
-        raise TrainingError(
-            f"stopped before round {number}: {what}. Last good checkpoint: {last}. Lower --optim.lr, or raise --rl.kl"
-        )
+        remedy = "Lower --optim.lr, or raise --rl.kl or --rl.entropy"
+        if not number:
+            remedy = "That is so of the model before training: choose another bound"
+        raise TrainingError(f"stopped before round {number}: {what}. Last good checkpoint: {last}. {remedy}")
+
+
+@contextmanager
+def spent(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Note the seconds of a phase of a round."""
+    began = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - began
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +333,10 @@ class MeasuredReward(Validation):
 
 class HeldoutReward:
     """Measures the mean reward of an answer to each held-out prompt, sampled with the same seeds each time."""
+
+    measure = Measure(
+        name="held-out reward", best="highest", sign=-1, no_better="what is learned no longer helps on new prompts"
+    )
 
     def __init__(self, actor: Actor, prompts: Prompts):
         self.actor, self.prompts = actor, prompts

@@ -30,6 +30,7 @@ class Preference(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
+    shown = ("loss", "accuracy")
 
     def __post_init__(self):
         if not 0 <= self.sft < float("inf"):

@@ -32,6 +32,7 @@ class Ranking(Objective):
 
     bodies = ("decoder", "encoder")
     heads = ("value",)
+    shown = ("loss", "accuracy")
 
     def __post_init__(self):
         if not (0 <= self.center < float("inf") and 0 <= self.language < float("inf")):
