@@ -119,7 +119,9 @@ def test_the_best_checkpoint_is_told_by_its_reward_and_not_by_a_loss(recipe, tmp
     (tmp_path / "reward.py").write_text("def short(prompt, answer, row):\n    return -1 - len(answer)\n")
     still = replace(recipe, optim=replace(recipe.optim, lr=1e-30), reward=(f"{tmp_path / 'reward.py'}:short",))
     run = rl(replace(still, validation=replace(recipe.validation, every=2)), tmp_path / "run")
-    heldout = [row["heldout_reward"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "heldout_reward" in row]
+    heldout = [
+        row["heldout_reward"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "heldout_reward" in row
+    ]
     assert len(heldout) == 2 and heldout[0] == heldout[1] < -1  # a model that learns nothing: the first is the best
     said = capsys.readouterr().err
     assert f"highest held-out reward was at step 2 ({heldout[0]:.3f}); loading the run loads that checkpoint" in said
