@@ -22,12 +22,13 @@ from luban.align.policy_config import GRPO, PPO, RL
 from luban.align.preferences import Text
 from luban.align.prompts import Prompts, as_prompt_shards, prompt_ids, prompt_of
 from luban.align.reference import load_reference
-from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
+from luban.align.rewards.base import NAMES, Answer, Rewards, identity, open_rewards
 from luban.align.rewards.model import ModelReward
 from luban.align.rollout import Answers, Sampler, token_logprobs, token_values
 from luban.align.rounds import FOLDER, KEPT, Round, RoundLoader, next_beta
 from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
+from luban.core.config import UNSHOWN
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
 from luban.core.log import warn
 from luban.core.resuming import Operational
@@ -55,13 +56,13 @@ class RLRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     rl: RL = field(default_factory=GRPO)
-    # each a run of luban reward, guarded:SAFETY:HELPFULNESS (two of them), file.py:function, gsm8k, facts[:PENALTY],
-    # regex:PATTERN, unit_tests or an http address
+    # each a run of luban reward, guarded:SAFETY:HELPFULNESS (two of them), judge:MODEL, file.py:function, gsm8k,
+    # facts[:PENALTY], regex:PATTERN, unit_tests or an http address
     reward: Operational[tuple[str, ...]] = ()
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
-    reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
+    reward_identity: tuple[str, ...] = field(default=(), metadata=UNSHOWN)  # hashes of the rewards, by `packed`
     reference: Operational[str] = ""  # MODEL that the KL divergence is measured from (empty: that of init)
-    reference_identity: str = ""  # hash of it; set when a run begins
+    reference_identity: str = field(default="", metadata=UNSHOWN)  # hash of it, by `packed`
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,9 +109,7 @@ def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
 def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
-        raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
-        )
+        raise UsageError(f"no reward: give --reward {NAMES}")
     if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
         raise ConfigError(
             "probabilities of answers are compared between steps, for which the network must stay the same: set adapter.dropout "

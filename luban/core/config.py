@@ -23,6 +23,7 @@ from luban.core.log import warn
 from luban.core.registry import Variant
 
 T = TypeVar("T")
+UNSHOWN = {"shown": False}  # metadata of a field that a verb sets itself, which `--help` leaves out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from luban.align.dpo import DPORecipe
 from luban.align.policy_config import RL
 from luban.align.rl import RLRecipe
 from luban.core import log
+from luban.core.arguments import describe_fields
 from luban.core.config import from_dict, load_toml, override
 from luban.objectives.preference import Preference
 from luban.objectives.preference_losses import PreferenceLoss
@@ -39,3 +40,9 @@ def test_every_method_of_reinforcement_learning_runs_from_the_shipped_recipe(met
     assert dataclasses.replace(rl, max_tokens=64) == RL.registry[method]()
     assert "from the type before" not in capsys.readouterr().err
     recipe_of("luban_rl_gpu", RLRecipe, [("rl.type", method)])
+
+
+def test_help_leaves_out_what_a_verb_sets_itself():
+    shown = {path for path, *_ in describe_fields(RLRecipe)}
+    assert {"reward", "reward_weights", "reference", "rl.kl"} <= shown
+    assert not {"reward_identity", "reference_identity"} & shown
