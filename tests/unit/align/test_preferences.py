@@ -89,7 +89,7 @@ def test_rows_that_say_nothing_are_left_out_and_counted(model, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "chosen": "b"}, ":1: 'rejected'"),
+        ({"prompt": "a", "chosen": "b"}, ":1: no 'rejected'"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "grade": 7}, "grade is 0 to 3"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "probability": 2}, "probability is a number"),
         ({"prompt": "a", "responses": ["b", "c"], "ranks": [1]}, "as many ranks"),

@@ -197,7 +197,7 @@ def test_a_function_is_called_and_one_that_fails_is_named_and_bounded(tmp_path):
     with pytest.raises(TrainingError, match="reward nan gave nan"):
         Rewards((nan,), (1.0,)).scores(asked)
     nan.close()
-    with pytest.raises(ConfigError, match="no attribute 'other'"):
+    with pytest.raises(ConfigError, match="no such function in the file, but good, broken, slow, nan"):
         FunctionReward(file, "other", 1.0)
 
 
