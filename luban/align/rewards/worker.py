@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     except BaseException as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=replies)
         return
-    if not callable(call := getattr(module, function, None)):
+    call: Any = getattr(module, function, None)
+    if not callable(call):
         found = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
         print(json.dumps({"error": f"there is no such function in the file, but {found or 'none'}"}), file=replies)
         return

@@ -133,7 +133,7 @@ def test_answer_logprobs_are_those_of_each_text_alone(model, shards):
             answer = shards.mask[shards.offsets[document] : shards.offsets[document + 1]]
             logprobs = model.module(ids[None])[0].detach().double().log_softmax(-1)
             expected = sum(float(logprobs[t - 1, ids[t]]) for t in np.flatnonzero(answer))
-            assert float(found[row, k]) == pytest.approx(expected, rel=1e-4)
+            assert float(found[row, k].detach()) == pytest.approx(expected, rel=1e-4)
             assert int(lengths[row, k]) == int(answer.sum())
     other = shards.document(2)[shards.mask[shards.offsets[2] : shards.offsets[3]] != 0]  # of the next prompt
     assert int(lengths[0, 2]) == len(other)
