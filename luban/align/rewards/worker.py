@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     except BaseException as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=replies)
         return
-    call: Any = getattr(module, function, None)
+    call: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(call):
         found = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
         print(json.dumps({"error": f"there is no such function in the file, but {found or 'none'}"}), file=replies)
