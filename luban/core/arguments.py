@@ -261,10 +261,12 @@ def _recipes_of(examples: str, shipped: Path) -> list[str]:
 
 def describe_fields(cls: type, prefix: str = "", of: object = None) -> list[tuple[str, str, str, str]]:
     """(path, type, default, comment) of every field below `cls`, variants by their names; `of`: an instance, whose values are
-    given in the place of defaults."""
+    given in the place of defaults. Fields `UNSHOWN` are left out."""
     rows, notes = [], _comments(cls)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        if not field.metadata.get("shown", True):
+            continue
         path, hint = f"{prefix}{field.name}", hints[field.name]
         if typing.get_origin(hint) is Partial:
             rows += describe_fields(typing.get_args(hint)[0], f"{path}.")
