@@ -29,14 +29,66 @@ from luban.nn.mixer.base import AttentionShape
 from luban.nn.mixer.layout import layout_for
 
 WIDEST = 256  # D that the kernel's tiles hold
+FLOAT8 = torch.float8_e4m3fn
+LARGEST_FLOAT8 = torch.finfo(FLOAT8).max
+SMALLEST_SCALE = 1e-12  # largest number of a token's head, where all are zero
 
 
 class PagedLayer:
-    """Keys and values of one layer, (slots, K, D) both; slot = block · block size + place in the block."""
+    """Keys and values of one layer, (slots, K, D) both; slot = block · block size + place in the block.
 
-    def __init__(self, slots: int, shape: AttentionShape, device: torch.device, dtype: torch.dtype):
-        self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=dtype)
+    Args:
+        dtype: of the model's keys and values. kept: that they are kept in; float8_e4m3fn: with a scale for every token and head, so
+            that the largest of its D numbers is the format's largest. None: as they are.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        shape: AttentionShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: torch.dtype | None = None,
+    ):
+        self.dtype = dtype
+        self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=kept or dtype)
         self.values = torch.empty_like(self.keys)
+        # (slots, K, 2) of keys and of values
+        self.scales = None if kept != FLOAT8 else torch.ones(slots, shape.key_heads, 2, device=device)
+
+    def write(self, k_NKD: Tensor, v_NKD: Tensor, slots_N: Tensor) -> KeysValues:
+        """Keep these in slots; returns them as they will be read."""
+        if self.scales is None:
+            for pool, new_NKD in ((self.keys, k_NKD), (self.values, v_NKD)):
+                pool.index_copy_(0, slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
+            return k_NKD, v_NKD
+        found = []
+        for which, (pool, new_NKD) in enumerate(((self.keys, k_NKD), (self.values, v_NKD))):
+            scale_NK1 = new_NKD.float().abs().amax(-1, keepdim=True).clamp_min(SMALLEST_SCALE) / LARGEST_FLOAT8
+            rounded = (new_NKD.float() / scale_NK1).to(FLOAT8)
+            pool.view(torch.uint8).index_copy_(0, slots_N, rounded.view(torch.uint8))
+            self.scales[slots_N, :, which] = scale_NK1[..., 0]
+            found.append((rounded.float() * scale_NK1).to(new_NKD.dtype))
+        return found[0], found[1]
+
+    def read(self, slots: slice | Tensor) -> KeysValues:
+        """(S, K, D) both, of these slots."""
+        pools = self.keys, self.values
+        if self.scales is None:
+            # index_select copies whole rows: 4 times as fast as indexing on a CPU
+            k, v = (x[slots] if isinstance(slots, slice) else x.index_select(0, slots) for x in pools)
+            return k, v
+        scales_SK2 = self.scales[slots]
+        k, v = (
+            (x.view(torch.uint8)[slots].view(FLOAT8).float() * scales_SK2[..., which, None]).to(self.dtype)
+            for which, x in enumerate(pools)
+        )
+        return k, v
+
+    def pools(self) -> list[Tensor]:
+        """All that is kept of a slot, by slots; 8-bit numbers as bytes."""
+        held = [self.keys, self.values] if self.scales is None else [self.keys, self.values, self.scales]
+        return [x.view(torch.uint8) if x.dtype == FLOAT8 else x for x in held]
 
 
 @dataclass(frozen=True)
@@ -151,8 +203,8 @@ class PagedAttention(AttentionBackend):
     ) -> Tensor:
         """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
         k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (k_BKTD, v_BKTD))
-        _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
-        return self._read(q_BHTD, mask, cache, scale, (k_NKD, v_NKD))
+        new = _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
+        return self._read(q_BHTD, mask, cache, scale, new)
 
     def cross_attend(
         self,
@@ -212,11 +264,8 @@ class PagedAttention(AttentionBackend):
         if part.slots is None:
             assert new is not None
             k_SKD, v_SKD = new
-        elif isinstance(part.slots, slice):
-            k_SKD, v_SKD = cache.keys[part.slots], cache.values[part.slots]
         else:
-            slots = part.slots.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
-            k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
+            k_SKD, v_SKD = cache.read(part.slots if isinstance(part.slots, slice) else part.slots.flatten())
         if part.sequences == 1:
             return _attend(q_NHD[None], k_SKD[None], v_SKD[None], part.mask, scale)[0]
         q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD, k_SKD, v_SKD))
@@ -232,6 +281,7 @@ class PagedAttention(AttentionBackend):
             q_HND,
             cache.keys,
             cache.values,
+            cache.scales,
             self.tokens.tables_CM,
             mask.work,
             mask.bias,
@@ -242,15 +292,14 @@ class PagedAttention(AttentionBackend):
         )
 
 
-def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> None:
-    """Put keys and values into their slots of the pool."""
-    if by_kernel:
-        from luban.kernels.paged_launch import store
+def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> KeysValues | None:
+    """Put keys and values into their slots of the pool. Returns them as they are read later; None: to be read there."""
+    if not by_kernel:
+        return cache.write(k_NKD, v_NKD, slots_N)
+    from luban.kernels.paged_launch import store
 
-        store(k_NKD, v_NKD, cache.keys, cache.values, slots_N)
-    else:
-        for pool, new_NKD in ((cache.keys, k_NKD), (cache.values, v_NKD)):
-            pool.index_copy_(0, slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
+    store(k_NKD, v_NKD, cache.keys, cache.values, cache.scales, slots_N)
+    return None if cache.scales is not None else (k_NKD, v_NKD)
 
 
 def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:
