@@ -50,9 +50,8 @@ class SearchArgs:
     query: tyro.conf.Positional[str]  # words or a question
     k: int = 5  # passages
     retriever: Literal["bm25", "dense", "hybrid"] | None = None  # none: the index's own
-    fusion: Literal["zscore", "reciprocal"] = (
-        "zscore"  # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
-    )
+    # of a hybrid search: sum of standard scores, or of 1 / (60 + rank)
+    fusion: Literal["zscore", "reciprocal"] = "zscore"
     exact: bool = False  # compare with every vector, even where there is an HNSW graph
     rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
     depth: int = 50  # passages that the cross-encoder reads

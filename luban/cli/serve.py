@@ -52,16 +52,14 @@ class ServingPlan:
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
-    passages: int | None = (
-        None  # of the index before a question at most; none: 5, or as in training for one of rag train
-    )
+    # of the index before a question at most; none: 5, or as in training for one of rag train
+    passages: int | None = None
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
@@ -77,9 +75,8 @@ class Arguments:
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
-    preemption: Literal["recompute", "swap"] = (
-        "recompute"  # where memory is short: read tokens again, or keep them on the host
-    )
+    # where memory is short: read tokens again, or keep them on the host
+    preemption: Literal["recompute", "swap"] = "recompute"
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
     batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
     # of conversations longer than the context: refuse them, leave out the oldest turns (drop), or those that the last message
