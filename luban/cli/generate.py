@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from luban.cli.serve import ServingPlan
-from luban.core.arguments import parse
+from luban.core.arguments import parse, require_partners
 from luban.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -125,6 +125,9 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--best-of samples its answers without --{unused[0]}: leave it out")
     if args.reward and plan.tensor > 1:
         raise UsageError("--best-of samples its answers in one process: leave --plan.tensor out")
+    if args.draft and args.speculative != "none":
+        raise UsageError("--draft and --speculative both guess tokens: use one")
+    require_partners(args, {"draft_tokens": ("draft", "speculative"), "length_penalty": ("beams",)})
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     loaded_on = "cpu" if plan.tensor > 1 else args.device

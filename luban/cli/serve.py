@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, require_partners
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
@@ -35,6 +35,13 @@ curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/jso
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
 FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
+PARTNERS = {  # flags that do nothing without one of others
+    "passages": ("index",),
+    "rerank": ("index",),
+    "draft_tokens": ("draft", "speculative"),
+    "swap_gb": ("preemption",),
+    "log_text": ("log_requests",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +139,9 @@ def run(argv: Sequence[str]) -> None:
     for fine, right, given in checks:
         if not fine:
             raise UsageError(f"{right}, {given} given")
+    if args.draft and args.speculative != "none":
+        raise UsageError("--draft and --speculative both guess tokens: use one")
+    require_partners(args, PARTNERS)
     plan = args.plan.checked()
     from luban.load.model import load_model
     from luban.serve.adapters import by_name
