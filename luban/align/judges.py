@@ -71,7 +71,7 @@ def open_judge(
         return RuleJudge(name.removeprefix("rule:"))
     opened = {} if opened is None else opened
     if name not in opened:
-        opened[name] = _open(name, replace(options, model_name=model_name))
+        opened[name] = _open(name, replace(options, model_name=model_name, adapter=None))
     found = opened[name]
     if isinstance(found, RewardJudge):
         return found

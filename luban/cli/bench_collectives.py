@@ -25,7 +25,8 @@ formula, and time it beside the same collective of NCCL or Gloo; results are com
 
 bus is the bandwidth of a link as nccl-tests defines it, so that collectives and numbers of processes can be compared.
 --fit fits alpha and beta of the backend's ring all-reduce to every second size, and shows what closed form, fluid rates and
-packets predict for all sizes and for the other collectives beside what was measured (NCCL_ALGO=Ring unless it is set).
+packets predict for all sizes and for the other collectives beside what was measured (NCCL_ALGO=Ring and NCCL_PROTO=Simple unless they
+are set: each of NCCL's protocols has an alpha and a beta of its own).
 torchrun --nproc-per-node N -m luban bench collectives … starts the same, on several machines too."""
 EXAMPLES = """
 luban bench collectives --nproc 4
@@ -87,6 +88,7 @@ def run(argv: Sequence[str]) -> int:
         return launch(["bench", "collectives", *without_processes(argv)], args.nproc)
     if args.fit:
         os.environ.setdefault("NCCL_ALGO", "Ring")
+        os.environ.setdefault("NCCL_PROTO", "Simple")
     device = choose_device(args.device)
     world = World.join(ParallelPlan(replicate=process_count()), device)
     more = [group for _ in range(args.lanes - 1) if isinstance(group := dist.new_group(), dist.ProcessGroup)]

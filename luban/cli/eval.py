@@ -26,6 +26,7 @@ EXAMPLES = """
 luban eval smollm2 arithmetic_add_2 --shots 5 --limit 100 --out runs/eval
 luban eval runs/sft gsm8k --data gsm8k-test.jsonl --chat on --shots 0 --out runs/gsm8k
 luban eval smollm2 mmlu --data mmlu/test --shots 5 --limit 200 --contamination corpus --out runs/mmlu
+luban eval smollm2 arithmetic_add_2 --adapter runs/lora --out runs/with_lora
 luban eval runs/a bits_per_byte --corpus corpus --out runs/eval
 luban eval http://127.0.0.1:8000/v1 my_task.toml --chat on --out runs/served
 luban eval runs/sft dialogue.toml --judge smollm2 --chat on --out runs/graded
@@ -40,6 +41,7 @@ class Args:
     model: Positional[str]  # a run, a checkpoint, a Hugging Face directory, smollm2, or a server's address
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]  # what is measured
     out: Path  # the evaluation's directory
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     shots: int | None = None  # worked examples before each item (default: as the task says)
     limit: int = 0  # items a task at most, the first ones (0: all)
     data: str = ""  # the task's data, where it brings none: a file, a folder or a corpus
@@ -76,7 +78,18 @@ def run(argv: Sequence[str]) -> None:
     options = EvalOptions(
         **{
             name: getattr(args, name)
-            for name in ("shots", "limit", "data", "chat", "repeats", "seed", "contamination", "cache", "device")
+            for name in (
+                "shots",
+                "limit",
+                "data",
+                "chat",
+                "repeats",
+                "seed",
+                "contamination",
+                "cache",
+                "device",
+                "adapter",
+            )
         },
         **{
             name: getattr(args, name)

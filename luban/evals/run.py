@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from luban.core.artifact import ArtifactWriter, Parent, as_parent, read_table, write_json
+from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, read_table, write_json
 from luban.core.config import to_dict
 from luban.core.errors import DataError, UnfinishedError, UsageError
 from luban.core.jsonl import read_rows, write_rows
@@ -49,6 +49,7 @@ class EvalOptions(HarnessOptions):
 
     corpora: tuple[Path, ...] = ()  # whose held-out documents the tasks of `luban.evals.task` measure on
     data: str = ""  # path that takes the place of the tasks' own data
+    adapter: str | None = None  # a run of adapters or a PEFT directory, over the model that is measured
     device: str = "auto"  # cpu, cuda, or auto
     precision: str = "float32"  # of the arithmetic; or bfloat16
     batch_tokens: int = 8192  # tokens of a batch, padding included
@@ -76,9 +77,11 @@ class Evaluation:
 def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[Parent, ...]]:
     """The model behind a name or an address, and the artifact that it is."""
     if model_name.startswith(("http://", "https://")):
+        if options.adapter is not None:
+            raise UsageError("a server's adapter is asked for by its name (--model-name), not by --adapter")
         connection = Connection(model_name, options.api_key, options.timeout, options.tries)
         return EndpointBackend(connection, model=options.model_name), ()
-    model = load_model(model_name, device=device_of(options.device))
+    model = load_model(model_name, device=device_of(options.device), adapter=options.adapter)
     known = Path(model_name).is_dir() and model.manifest is not None
     backend = local_backend(
         model,
@@ -87,7 +90,10 @@ def open_backend(model_name: str, options: EvalOptions) -> tuple[Backend, tuple[
         batch_invariant=options.batch_invariant,
         cache_bytes=None if options.cache_gb is None else int(options.cache_gb * 1e9),
     )
-    return backend, (as_parent("model", model_name),) if known else ()
+    parents = (as_parent("model", model_name),) if known else ()
+    if options.adapter is not None and (Path(options.adapter) / MANIFEST).is_file():
+        parents += (as_parent("adapter", options.adapter),)
+    return backend, parents
 
 
 @dataclass(frozen=True)

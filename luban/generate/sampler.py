@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from luban.core.seeding import derive
-from luban.generate.host_copies import sent
 from luban.generate.sampling import Sampling
+from luban.nn.host_copies import sent
 
 DRAW_RANGE = 2.0**63
 

@@ -57,6 +57,7 @@ class ActiveAdapter:
     config: AdapterConfig
     base: str  # the model under it, as it was called
     base_weights: str  # its weights_hash
+    weights: str = ""  # the adapter's own; empty: it is none that was loaded
 
 
 def base_reference(model: str) -> str:
@@ -127,7 +128,7 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
     config, tensors = in_our_names(m, adapter)
     put_in(m.module, config, tensors, adapter.path)
     store_column_major(m.module)
-    return replace(m, adapter=ActiveAdapter(config, base, found), module=m.module.eval())
+    return replace(m, adapter=ActiveAdapter(config, base, found, weights_hash(tensors)), module=m.module.eval())
 
 
 @torch.no_grad()

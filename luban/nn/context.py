@@ -198,18 +198,21 @@ class ForwardContext:
             prepare = self.backend.prepare_prefixed if self.prefixes else self.backend.prepare
             mask = prepare(self.mask, shape, biases[method], dtype) if shape.masked else None
             prepared.append((mask, encodings[method].rotation))
-        contexts: dict[tuple[int | None, int], LayerContext] = {}
+        shared: dict[int | None, LayerContext] = {}  # of layers that have nothing of their own, by group
         layers = {}
         for layer, group in group_of.items():
             cache, drawn = self.backend.layer(layer), (numbers or {}).get(layer)
             prefix = self.prefixes.get(layer)
-            kind = group, id(drawn)
-            if cache is not None or prefix is not None or kind not in contexts:
+            own = cache is not None or prefix is not None or drawn is not None
+            if own or group not in shared:
                 mask, rotation = (None, None) if group is None else prepared[group]
-                contexts[kind] = LayerContext(
+                layers[layer] = LayerContext(
                     self.backend, mask, rotation, cache, self.encoder, self.routing, prefix, self.rows, drawn
                 )
-            layers[layer] = contexts[kind]
+                if not own:
+                    shared[group] = layers[layer]
+            else:
+                layers[layer] = shared[group]
         self._layers = layers
 
     def layer(self, index: int) -> LayerContext:

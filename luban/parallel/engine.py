@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from luban.data.batch import Batch
 from luban.nn.embedding import EmbeddingNoise
+from luban.nn.host_copies import sent
 from luban.nn.init import Region
 from luban.nn.position.randomised import RandomisedPositions
 from luban.objectives.base import LossModule
@@ -142,7 +143,7 @@ class TrainEngine:
 
     def _counts(self, batch: Batch, *, share: bool) -> Tensor:
         """(2,) targets and real tokens of the whole step. Of the processes that read the same rows the first counts them."""
-        counts = torch.tensor([batch.target_count, batch.tokens_read], dtype=torch.float64, device=self.device)
+        counts = sent([batch.target_count, batch.tokens_read], self.device, torch.float64)
         if not share:
             return counts
         first = all(self.world.index(axis) == 0 for axis in ("tensor", "context", "pipeline"))

@@ -152,11 +152,12 @@ class WholeWeights(ShardedParams):
         """This process's rows of the sums of gradients over all processes."""
         mine = [gradient[slice(*rows_of(gradient.shape[0], self.rank, self.size))] for _, gradient in found]
         sizes = [part.numel() for part in mine]
-        arrived = found[0][1].new_empty(self.size - 1, sum(sizes))
+        arrived = mine[0].new_empty(self.size, sum(sizes))  # by rank, so that all processes sum in the same order
+        torch.cat([part.reshape(-1) for part in mine], out=arrived[self.rank])
         operations: list[dist.P2POp] = []
         for distance in range(1, self.size):
             to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
-            rows = arrived[distance - 1].split(sizes)
+            rows = arrived[source].split(sizes)
             for tag, ((_, gradient), part) in enumerate(zip(found, rows, strict=True)):
                 theirs = gradient[slice(*rows_of(gradient.shape[0], to, self.size))]
                 for send, tensor, peer in ((dist.isend, theirs, to), (dist.irecv, part, source)):
@@ -165,9 +166,7 @@ class WholeWeights(ShardedParams):
                         operations.append(message)
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
-        summed = torch.cat([wide(part.reshape(-1)) for part in mine])
-        for row in arrived:
-            summed += row
+        summed = arrived.sum(0, dtype=torch.promote_types(arrived.dtype, torch.float32))
         for copies in self.copies_of:
             dist.all_reduce(summed, group=copies)
         parts = zip(found, summed.split(sizes), mine, strict=True)

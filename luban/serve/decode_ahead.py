@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from luban.generate.host_copies import sent
 from luban.generate.session import NO_TOKEN, draw_on_device
 from luban.generate.session import Sequence as Growing
+from luban.nn.host_copies import sent
 from luban.serve.batch import LostProcess, Token
 from luban.serve.model_runner import ModelRunner
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from luban.generate.host_blocks import HostBlocks
-from luban.generate.host_copies import sent
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.models.encoder_decoder import EncoderDecoder
 from luban.nn.attention.packed import PackedTokens
+from luban.nn.host_copies import sent
 from luban.nn.invariant import InvariantElements
 from luban.serve.adapters import AdapterPool
 from luban.serve.backend import PagedBackend
@@ -80,28 +80,27 @@ class ModelRunner:
             inspect: called for each chunk of which tokens are scored, with their hidden states (scored, E).
             tokens_N: on the device, to be read in the place of the chunks' own, which are single ones.
         """
-        if tokens_N is not None:
-            return self._run_on(chunks, tokens_N)
         if self.adapters is None:
-            return self._run(chunks, inspect, recorded=True)
+            return self._run(chunks, inspect, tokens_N, recorded=True)
         with self.adapters.selected(chunks) as recorded:
-            return self._run(chunks, inspect, recorded=recorded)
+            return self._run(chunks, inspect, tokens_N, recorded=recorded)
 
     def _run(
-        self, chunks: Sequence[Chunk], inspect: Callable[[Chunk, Tensor], None] | None, *, recorded: bool
+        self,
+        chunks: Sequence[Chunk],
+        inspect: Callable[[Chunk, Tensor], None] | None,
+        tokens_N: Tensor | None,
+        *,
+        recorded: bool,
     ) -> Tensor:
         """See `run`; `recorded`: whether a recorded forward may be used."""
-        if recorded and self.graphs is not None and (logits := self.graphs.run(chunks)) is not None:
+        if recorded and self.graphs is not None and (logits := self.graphs.run(chunks, tokens_N)) is not None:
             return logits
+        if tokens_N is not None:
+            return self._forward(chunks, None, tokens_N)
         if recorded and self.prompts is not None and (hidden_1NE := self.prompts.run(chunks)) is not None:
             return self._logits(hidden_1NE, chunks, inspect)
         return self._read(chunks, inspect)
-
-    def _run_on(self, chunks: Sequence[Chunk], tokens_N: Tensor) -> Tensor:
-        """See `run`; tokens of the model without adapters, which are on the device."""
-        if self.graphs is not None and (logits := self.graphs.run(chunks, tokens_N)) is not None:
-            return logits
-        return self._forward(chunks, None, tokens_N)
 
     def clear_graphs(self) -> None:
         """Forget what was recorded: weights lie elsewhere."""

@@ -108,7 +108,7 @@ class PagedBatch:
         self._growing: dict[SequenceState, Growing] = {}
         self._states: dict[int, SequenceState] = {}  # by id of the growing sequence
         self._beams: dict[int, BeamGroup] = {}  # by id of the growing sequence that stands for a search
-        simple = adapters is None and self.proposer is None and not batch_invariant
+        simple = self.proposer is None and not batch_invariant
         self._ahead: DecodeAhead | None = None
         if simple and not self.spec.body.two_sided:
             self._ahead = DecodeAhead(self._growing, self.max_new_tokens)

@@ -91,8 +91,9 @@ def test_adapters_in_recorded_forwards_give_the_same_tokens(tmp_path):
         expected = [plain[name].generate([text], sampling)[0] for name, text in zip(names, texts, strict=True)]
         for ours, unrecorded, theirs in zip(found, again, expected, strict=True):
             assert ours.token_ids == theirs.token_ids == unrecorded.token_ids
-    for recorded in (runners[0].graphs, runners[0].prompts):
-        assert not recorded._broken and any(adapted for _, adapted in recorded._graphs)
+        if wave == 2:  # later c drives others out, and what was recorded with them
+            for recorded in (runners[0].graphs, runners[0].prompts):
+                assert not recorded._broken and any(adapted for _, adapted in recorded._graphs)
 
 
 def test_a_forward_that_cannot_be_recorded_runs_without_and_leaves_torch_as_it_was(monkeypatch, capsys):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from luban.core.config import to_dict
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.seeding import derive
@@ -269,10 +270,11 @@ class LocalBackend:
 
 
 def weights_identity(model: LoadedModel) -> str:
-    """A hash of the model's weights: its artifact's content hash, else that of its files."""
-    if model.adapter is None and model.manifest is not None:
+    """A hash of the model's weights: its artifact's content hash, else that of its files; of an adapter's and its base's."""
+    if model.adapter is not None:
+        return data_sha256([model.adapter.base_weights, model.adapter.weights, to_dict(model.adapter.config)])
+    if model.manifest is not None:
         return data_sha256([model.manifest.content_hash or "", str(model.path.name)])
     path = Path(model.path)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
-    adapter = [] if model.adapter is None else [model.adapter.config.__class__.__name__, model.name]
-    return data_sha256([[file.name, file_sha256(file)] for file in files] + [adapter])
+    return data_sha256([[file.name, file_sha256(file)] for file in files])

@@ -18,6 +18,7 @@ from luban.core.errors import UnsupportedError
 from luban.generate.paged_cache import PagedCache
 from luban.load.model import LoadedModel
 from luban.nn.linear import matmul_owners
+from luban.serve.decode_ahead import DecodeAhead
 from luban.serve.memory import slot_bytes
 from luban.serve.model_runner import ModelRunner
 from luban.serve.paged import PagedBatch
@@ -196,3 +197,38 @@ def test_forwards_as_they_are_recorded(served):
         assert [result.token_ids for result in found] == [result.token_ids for result in wanted], names
     assert {key[1] for key in graphs._asked} == {False, True}
     assert {key[1] for key in prompt_graphs._asked} == {False, True}
+
+
+def test_requests_with_adapters_go_ahead_of_the_host(served, monkeypatch):
+    """Forwards are submitted before the last one's tokens are known, and each request still gets its own adapter's tokens,
+    though others leave, come, and push adapters out of memory meanwhile."""
+    base, made = served
+    rng, followed = random.SystemRandom(), []
+    follow = DecodeAhead.submit_next
+
+    def counted(self, flight, scheduler, runner):
+        following = follow(self, flight, scheduler, runner)
+        followed.append(following is not None)
+        return following
+
+    monkeypatch.setattr(DecodeAhead, "submit_next", counted)
+    engine = Engine(load_model(base), adapters=made, max_adapters=2, max_batch=5)
+    paged(engine).runs_ahead = True
+    plain = {name: Engine(load_model(base, adapter=made.get(name))) for name in NAMES}
+    texts = prompts(14)
+    names = [rng.choice(NAMES) for _ in texts]
+    lengths = [rng.choice([1, 4, 12]) for _ in texts]
+    waiting = list(zip(texts, names, lengths, strict=True))
+    requests = []
+    while waiting or not all(request.done for request in requests):
+        if waiting and rng.random() < 0.5:
+            text, name, length = waiting.pop()
+            request = engine.request(text, Sampling(max_tokens=length, temperature=0, ignore_eos=True))
+            engine.use_adapter(request, name)
+            engine.submit(request)
+            requests.append(request)
+        engine.step()
+    assert sum(followed) > 5
+    for request, text, name, length in zip(requests, texts[::-1], names[::-1], lengths[::-1], strict=True):
+        sampling = Sampling(max_tokens=length, temperature=0, ignore_eos=True)
+        assert request.result.token_ids == plain[name].generate([text], sampling)[0].token_ids, name
