@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, fetch_tile, matmul
+from luban.kernels.flash.tile import add_bias, fetch_tile, fold, matmul
 
 
 @triton.jit
@@ -55,21 +55,7 @@ def _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_stride, NEW_KEYS, NEW_VALUES
             if WINDOW:
                 seen = seen & (positions[:, None] - cols[None, :] < window)
             s = tl.where(seen, s, float("-inf"))
-        if BIAS > 0:
-            m_new = tl.maximum(m, tl.max(s, 1))
-        else:
-            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
-        shift = m_new
-        if MASKED:
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        if BIAS > 0:
-            p = tl.exp2(s - shift[:, None])
-        else:
-            p = tl.exp2(s * qk_scale - shift[:, None])
-        decay = tl.exp2(m - shift)
-        total = total * decay + tl.sum(p, 1)
-        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
-        m = m_new
+        acc, m, total = fold(acc, m, total, s, v, qk_scale, BIAS > 0, MASKED, UPCAST)
     return acc, m, total
 
 
