@@ -33,9 +33,8 @@ luban bench serve --url http://127.0.0.1:8000 --api-key "$KEY" --prompt-tokens l
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = (
-        ""  # to be served in a process of its own; none with --url
-    )
+    # to be served in a process of its own; none with --url
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = ""
     url: str | None = None  # an OpenAI-compatible server that runs already
     model_name: str | None = None  # of its models; none: the first that it lists
     api_key: str | None = None  # it asks for

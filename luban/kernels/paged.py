@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, fetch_tile, matmul
+from luban.kernels.flash.tile import add_bias, fetch_tile, fold, matmul
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride
             k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
             v = tl.load(VALUES + at, mask=there, other=0.0)
             if SCALED:
-                k, v = k.to(q.dtype), v.to(q.dtype)
                 k_scale = tl.load(SCALES + slots * scale_stride, mask=inside, other=0.0)
                 v_scale = tl.load(SCALES + slots * scale_stride + 1, mask=inside, other=0.0)
+                k, v = k.to(q.dtype), (v.to(tl.float32) * v_scale[:, None]).to(q.dtype)
         s = matmul(q, tl.trans(k), UPCAST)
         if SCALED:
             s = s * k_scale[None, :]
@@ -62,23 +62,7 @@ def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride
             if WINDOW:
                 seen = seen & (positions[:, None] - cols[None, :] < window)
             s = tl.where(seen, s, float("-inf"))
-        if BIAS > 0:
-            m_new = tl.maximum(m, tl.max(s, 1))
-        else:
-            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
-        shift = m_new
-        if MASKED:
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        if BIAS > 0:
-            p = tl.exp2(s - shift[:, None])
-        else:
-            p = tl.exp2(s * qk_scale - shift[:, None])
-        decay = tl.exp2(m - shift)
-        total = total * decay + tl.sum(p, 1)
-        if SCALED:
-            p = p * v_scale[None, :]
-        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
-        m = m_new
+        acc, m, total = fold(acc, m, total, s, v, qk_scale, BIAS > 0, MASKED, UPCAST)
     return acc, m, total
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError, DataError
 from luban.core.units import bytes_
 from luban.generate.cache import float_parameter
 from luban.generate.paged_cache import BLOCK_SIZE
@@ -119,10 +119,17 @@ class PagedBudget(CacheBudget):
             recorded: forwards will be, and keep memory of their own.
             backend: of attention; None: of all heads.
             share: of a host's free memory.
+
+        Raises ConfigError for `cache_bytes` that hold no block.
         """
         backend = backend or PagedBackend()
         size = slot_bytes(model, backend) + (0 if draft is None else slot_bytes(draft))
         context = model.spec.context
+        if cache_bytes is not None and cache_bytes < size * block_size:
+            raise ConfigError(
+                f"{bytes_(cache_bytes)} for keys and values hold no block of {block_size} tokens, which takes "
+                f"{bytes_(size * block_size)}: give a larger --cache-gb (cache_bytes)"
+            )
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":

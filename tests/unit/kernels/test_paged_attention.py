@@ -190,7 +190,8 @@ def test_keys_and_values_in_8_bits():
 @here
 @pytest.mark.parametrize("long", [1, 8])
 def test_kernel_reads_8_bits(long):
-    """What the pool holds in the end; the kernel keeps it within a step of the format (the interpreter rounds towards zero)."""
+    """What the pool holds in the end; the kernel keeps what it is given within a step of the format, within a half under Triton's
+    interpreter, whose rounding loses the carry out of the mantissa."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -199,8 +200,8 @@ def test_kernel_reads_8_bits(long):
     kept = [case.layer.read(slots) for slots in case.slots]
     for index, (k, v) in enumerate(kept):
         for ours, theirs in ((k, given[0][index]), (v, given[1][index])):
-            step = theirs.abs().amax(-1, keepdim=True) / 448 * 2**-9
-            assert ((ours - theirs).abs() <= theirs.abs() / 8 + step).all()
+            step = theirs.abs().amax(-1, keepdim=True) / 448 * 2**-9  # of the smallest numbers
+            assert ((ours - theirs).abs() <= theirs.abs() / (8 if ON_GPU else 2) + step).all()
     case.k, case.v = [k for k, _ in kept], [v for _, v in kept]
     assert (found - case.expected()).abs().max() < (3e-2 if ON_GPU else 2e-5), seed
 
