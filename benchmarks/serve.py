@@ -185,6 +185,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, nargs=2, default=[32, 512], metavar=("LEAST", "MOST"))
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument(
+        "--cache-dtype", choices=["auto", "fp8"], default="auto", help="of the paged engines' keys and values"
+    )
     parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="folder for tables of the paged engine's kernels (CUDA)")
@@ -196,7 +199,12 @@ def main() -> None:
     runners: dict[str, Callable[[Prompts, int], Measured]] = {}
     begun = time.perf_counter()
     engines = {
-        name: luban.Engine(model, paged=name in PAGED, plan=ParallelPlan(tensor=args.tensor if name in PAGED else 1))
+        name: luban.Engine(
+            model,
+            paged=name in PAGED,
+            cache_dtype=args.cache_dtype if name in PAGED else "auto",
+            plan=ParallelPlan(tensor=args.tensor if name in PAGED else 1),
+        )
         for name in args.engines
         if name in (*PAGED, "contiguous")
     }

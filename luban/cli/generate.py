@@ -72,6 +72,7 @@ class Arguments:
     plan: ServingPlan = field(default_factory=ServingPlan)
     device: str = "cpu"  # such as cpu or cuda
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss
 
 
 def structure_of(args: Arguments) -> Structure | None:
@@ -141,6 +142,7 @@ def run(argv: Sequence[str]) -> None:
         draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
         ngram=args.speculative == "ngram",
         draft_tokens=args.draft_tokens,
+        cache_dtype=args.cache_dtype,
         plan=plan,
         device=args.device,
     )

@@ -82,6 +82,7 @@ class Arguments:
     dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
+    cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss
     # where memory is short: read tokens again, or keep them on the host
     preemption: Literal["recompute", "swap"] = "recompute"
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
@@ -193,6 +194,7 @@ def run(argv: Sequence[str]) -> None:
             model,
             max_batch=args.max_batch,
             cache_bytes=None if args.cache_gb is None else int(args.cache_gb * 1e9),
+            cache_dtype=args.cache_dtype,
             draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
             ngram=args.speculative == "ngram",
             draft_tokens=args.draft_tokens,

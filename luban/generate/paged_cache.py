@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luban.generate.cache import float_parameter
 from luban.models.base import Model
-from luban.nn.attention.paged import PagedLayer
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.position.base import PositionMethod
 

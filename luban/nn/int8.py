@@ -47,6 +47,8 @@ class Int8Weight(nn.Module):
         """(…, I) → (…, O), in the precision of the input."""
         weight, scale_O = self.weight, self.scale
         rows = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+        if rows.shape[0] == 0:
+            return x.new_empty(*x.shape[:-1], weight.shape[0])
         if rows.shape[0] <= MOST_ROWS and rows.shape[1] % KERNEL_STEP == 0:
             out = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale_O).to(x.dtype)
         else:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from luban.core.protocols import KeysValues
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import KernelMask, PagedAttention, PagedLayer, PartMaker
+from luban.nn.attention.paged import KernelMask, PagedAttention, PartMaker
+from luban.nn.attention.paged_layer import PagedLayer
 
 TILE_TOKENS = 16
 TILE_KEYS = 64

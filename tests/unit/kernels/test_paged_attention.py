@@ -15,7 +15,8 @@ from luban.kernels.attention_mask import AttentionMask
 from luban.models.build import build_model
 from luban.models.spec import uniform
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention, PagedLayer
+from luban.nn.attention.paged import PagedAttention
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.init import NormalInit
 from luban.nn.mixer.base import AttentionShape

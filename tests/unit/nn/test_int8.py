@@ -68,6 +68,12 @@ def test_a_packed_model_stays_near_the_plain_one(changes):
         parameters(packed)
 
 
+def test_no_rows_give_no_rows():
+    """As where a step of serving reads a part of a prompt, whose next token nobody asks for."""
+    layer, x = Int8Weight(torch.randn(21, 16), torch.randn(21)), torch.empty(1, 0, 16)
+    assert layer(x).shape == (1, 0, 21)
+
+
 def test_off_the_cpu_it_is_refused():
     model = luban.build_model(uniform(), device="meta")
     with pytest.raises(ConfigError, match="run on the CPU alone, not on meta"):
