@@ -58,7 +58,7 @@ class Arguments:
     tool_seconds: float = 10.0  # that a call may take
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
 
 
 def run(argv: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ class Arguments:
     pairs: bool = False  # with --out: write best and worst as pairs for luban dpo
     plan: ServingPlan = field(default_factory=ServingPlan)
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
     cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss
 
 

@@ -79,7 +79,7 @@ class Arguments:
     speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
     draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
     cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss

@@ -144,9 +144,9 @@ def test_a_row_of_a_matmul_knows_nothing_of_the_others(dtype):
 
 
 def test_weights_in_8_bits_are_refused():
-    from luban.nn.int8 import pack_int8
+    from luban.nn.int8 import pack_for_inference
 
     model = loaded("rope", torch.float32, 0)
-    pack_int8(model.module)
+    pack_for_inference(model.module)
     with pytest.raises(UnsupportedError, match="are in int8"):
         use_invariant_matmuls(model.module)
