@@ -110,13 +110,16 @@ def test_guessed_tokens(guessed, served):
     )
     settings = {"ngram": True} if guessed == "ngram" else {"draft": draft}
     engine = Engine(load_model(base), adapters=made, draft_tokens=3, **settings)
-    texts = [text * 2 for text in prompts(len(NAMES))]
     sampling = Sampling(max_tokens=14, temperature=0, ignore_eos=True)
-    found = engine.generate(texts, sampling, adapters=NAMES)
-    for name, text, result in zip(NAMES, texts, found, strict=True):
-        wanted = Engine(load_model(base, adapter=made.get(name))).generate(text, sampling)
-        assert result.token_ids == wanted[0].token_ids, name
-    assert engine.load().drafted > 0
+    for _ in range(8):  # until an answer has a token that stood in its text, after which something can be guessed
+        texts = [text * 2 for text in prompts(len(NAMES))]
+        found = engine.generate(texts, sampling, adapters=NAMES)
+        for name, text, result in zip(NAMES, texts, found, strict=True):
+            wanted = Engine(load_model(base, adapter=made.get(name))).generate(text, sampling)
+            assert result.token_ids == wanted[0].token_ids, name
+        if engine.load().drafted:
+            return
+    raise AssertionError("nothing was guessed")
 
 
 def test_the_same_bits_in_any_batch(served):
