@@ -1,7 +1,8 @@
 """The Chomsky hierarchy benchmark: 15 tasks, recurrent networks with different memories, Transformers with different positions.
 
-Prints accuracy at the test lengths, of the best seed, beside the published one (Delétang et al. 2023, table 2). --out DIR keeps what
-is finished, so that the same command goes on where it was stopped; `luban eval DIR/TASK-MODEL chomsky --out …` measures a model again.
+Prints accuracy at the test lengths, of the best seed, beside the published one (Delétang et al. 2023, table 2). --out DIR keeps results
+and, every minute, the state of what is being trained: the same command goes on where it was stopped, and one with more --steps or
+--seconds (of all commands together) trains on. `luban eval DIR/TASK-MODEL chomsky --out …` measures a model again.
 
     python benchmarks/chomsky.py --tasks parity --models rnn lstm transformer --short --seconds 60
     python benchmarks/chomsky.py --device cuda --jobs 8 --short --out runs/chomsky              # every task and model
@@ -21,24 +22,28 @@ from pathlib import Path
 import torch
 
 from luban.evals.chomsky.models import MODELS
-from luban.evals.chomsky.protocol import Protocol, accuracies, save, train
+from luban.evals.chomsky.protocol import Protocol, accuracies, read_protocol, save, train
+from luban.evals.chomsky.state import refuse_other
 from luban.evals.chomsky.tasks import TASKS
 
 SHORT = {"steps": 10_000, "test_to": 100, "test_step": 3, "width": 64}  # a tenth of the lengths, a quarter of the width
 
 
 def measure(protocol: Protocol, device: str, out: str) -> dict:
-    """One task and model: trained, measured and kept."""
-    file = Path(out) / f"{protocol.task}-{protocol.model}" / "result.json" if out else None
-    if file is not None and file.exists():
-        return json.loads(file.read_text())
-    models, steps = train(protocol, device)
+    """One task and model: trained, measured and kept. What is kept for fewer steps or seconds is trained on."""
+    folder = Path(out) / f"{protocol.task}-{protocol.model}" if out else None
+    if folder is not None and (folder / "result.json").exists():
+        kept = read_protocol(folder)
+        refuse_other(kept.told(), protocol.told(), folder)
+        if kept == protocol:
+            return json.loads((folder / "result.json").read_text())
+    models, steps = train(protocol, device, folder)
     by_seed = [sum(each) / len(each) for each in accuracies(models, protocol)]
     best = max(range(len(by_seed)), key=by_seed.__getitem__)
     row = {"task": protocol.task, "model": protocol.model, "accuracy": by_seed[best], "seeds": by_seed, "steps": steps}
-    if file is not None:
-        save(models[best], protocol, file.parent)
-        file.write_text(json.dumps(row, indent=1) + "\n")
+    if folder is not None:
+        save(models[best], protocol, folder)
+        (folder / "result.json").write_text(json.dumps(row, indent=1) + "\n")
     return row
 
 
@@ -55,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of training, at most, a task and model")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trained at once")
-    parser.add_argument("--out", default="", help="folder for what is finished")
+    parser.add_argument("--out", default="", help="folder for results and trainings")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     base = Protocol(seeds=args.seeds, batch=args.batch, seconds=args.seconds, **(SHORT if args.short else {}))

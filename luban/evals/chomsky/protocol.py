@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from luban.core.artifact import write_json
 from luban.core.errors import ArtifactError, ConfigError
 from luban.evals.chomsky.models import CELLS, model_spec
+from luban.evals.chomsky.state import Progress, load_state, save_state
 from luban.evals.chomsky.tasks import ChomskyTask, chomsky_task
 from luban.models.base import Model
 from luban.models.build import build_model
@@ -70,6 +72,10 @@ class Protocol:
             raise ConfigError(f"test lengths go from {self.test_from} to {self.test_to}: none")
         if not self.lr > 0 or not self.clip > 0:
             raise ConfigError(f"lr and clip must be above 0: {self.lr} and {self.clip} given")
+
+    def told(self) -> dict[str, Any]:
+        """The fields for JSON, which has no infinity: without a limit on seconds where there is none."""
+        return {name: value for name, value in asdict(self).items() if value != float("inf")}
 
     def lengths(self) -> range:
         """Those that count."""
@@ -146,8 +152,17 @@ class Seeds:
         return self.models
 
 
-def train(protocol: Protocol, device: str = "cpu") -> tuple[list[Model], int]:
-    """(the trained models, steps taken). Trained memories are as large as training needs; `accuracy` makes larger ones."""
+def train(
+    protocol: Protocol, device: str = "cpu", folder: Path | None = None, save_seconds: float = 60.0
+) -> tuple[list[Model], int]:
+    """(the trained models, steps taken). Trained memories are as large as training needs; `accuracy` makes larger ones.
+
+    Args:
+        folder: where the state of the training is kept, every `save_seconds` and at the end. A training that is there goes on.
+
+    Raises:
+        ConfigError: the training in `folder` differs in more than steps and seconds.
+    """
     task, rng = chomsky_task(protocol.task), np.random.default_rng(protocol.seed)
     tokens = row_tokens(task, protocol.longest)
     tokens = tokens if protocol.model in CELLS else max(tokens, row_tokens(task, protocol.test_to))
@@ -156,8 +171,16 @@ def train(protocol: Protocol, device: str = "cpu") -> tuple[list[Model], int]:
     seeds = Seeds(models, vectorised=protocol.seeds > 1 and protocol.model not in ("rnn", "lstm"))
     optimizer = torch.optim.Adam(seeds.trained(), lr=protocol.lr)
     torch.manual_seed(protocol.seed)
-    blank, began, step = max(task.inputs, task.outputs), time.monotonic(), 0
-    while step < protocol.steps and time.monotonic() - began < protocol.seconds:
+    state = (seeds.trained(), optimizer, rng)
+    progress = Progress() if folder is None else load_state(folder, *state, protocol.told())
+    blank, began, saved = max(task.inputs, task.outputs), time.monotonic() - progress.seconds, time.monotonic()
+
+    def keep() -> None:
+        progress.seconds = time.monotonic() - began
+        if folder is not None:
+            save_state(folder, *state, progress, protocol.told())
+
+    while not progress.learned and progress.step < protocol.steps and time.monotonic() - began < protocol.seconds:
         length = int(rng.integers(1, protocol.longest + 1))
         rows, answers = (x.to(device) for x in batch_of(task, rng, protocol.batch, length))
         logits = seeds.logits(rows, answers.shape[1], blank)[..., : task.outputs]
@@ -167,13 +190,16 @@ def train(protocol: Protocol, device: str = "cpu") -> tuple[list[Model], int]:
         loss.backward()
         seeds.clip(protocol.clip)
         optimizer.step()
-        step += 1
-        if step % 500 == 0:
+        progress.step += 1
+        if progress.step % 500 == 0:
             few = np.linspace(protocol.test_from, protocol.test_to, 4).astype(int).tolist()
             found = accuracies(seeds.unstacked(), replace(protocol, test_rows=16), few)
-            if max(sum(each) / len(each) for each in found) > protocol.enough:
-                break
-    return seeds.unstacked(), step
+            progress.learned = max(sum(each) / len(each) for each in found) > protocol.enough
+        if time.monotonic() - saved >= save_seconds:
+            keep()
+            saved = time.monotonic()
+    keep()
+    return seeds.unstacked(), progress.step
 
 
 @torch.no_grad()
@@ -209,13 +235,15 @@ def save(model: Model, protocol: Protocol, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_spec(model.spec, out)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "model.safetensors")
-    finite = {name: value for name, value in asdict(protocol).items() if value != float("inf")}
-    write_json(out / FILE, finite)
+    write_json(out / FILE, protocol.told())
 
 
 def read_protocol(folder: Path) -> Protocol:
     """What a saved model was trained on. Raises ArtifactError where the folder doesn't say."""
     file = folder / FILE
     if not file.is_file():
-        raise ArtifactError(f"{folder} was not trained on a task of the Chomsky hierarchy: it has no {FILE}")
+        raise ArtifactError(
+            f"{folder} was not trained on a task of the Chomsky hierarchy: it has no {FILE}; benchmarks/chomsky.py --out DIR trains "
+            "models that have one"
+        )
     return Protocol(**json.loads(file.read_text(encoding="utf-8")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 import operator
 import random
@@ -21,6 +22,7 @@ from luban.evals.chomsky.protocol import Protocol, Seeds, accuracies, batch_of, 
 from luban.evals.chomsky.tasks import TASKS, chomsky_task
 from luban.models.build import build_model
 
+ROOT = Path(__file__).parents[3]
 SIGNS = {5: "+", 6: "-", 7: "*", 8: "(", 9: ")"}
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.USub: operator.neg}
 
@@ -183,3 +185,53 @@ def test_protocols_that_cannot_be_are_refused(change, words):
 def test_a_model_that_was_trained_on_no_task_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"it has no chomsky\.json"):
         read_protocol(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lstm", "tape_rnn", "transformer_random_relative"])
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(name, tmp_path):
+    protocol = Protocol(task="reverse_string", model=name, width=16, seeds=2, steps=6, batch=4, longest=6, test_to=44)
+    whole, _ = train(protocol)
+    train(replace(protocol, steps=2), folder=tmp_path)
+    _, steps = train(replace(protocol, steps=4), folder=tmp_path)
+    torch.manual_seed(random.randrange(2**31))  # another process
+    resumed, last = train(protocol, folder=tmp_path)
+    assert (steps, last) == (4, 6)
+    for one, other in zip(whole, resumed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert {file.name for file in tmp_path.iterdir()} == {"training.safetensors"}
+
+
+def test_state_is_saved_while_training_and_time_of_all_processes_counts(tmp_path, monkeypatch):
+    protocol = Protocol(model="rnn", width=8, seeds=1, steps=5, batch=2, longest=3)
+    monkeypatch.setattr(Seeds, "clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt) if calls.pop() else None)
+    calls = [True, False, False, False]
+    with pytest.raises(KeyboardInterrupt):
+        train(protocol, folder=tmp_path, save_seconds=0)
+    calls = [False] * 2
+    assert train(protocol, folder=tmp_path)[1] == 5 and not calls, "three steps before, two after"
+    assert train(replace(protocol, steps=9, seconds=1e-9), folder=tmp_path)[1] == 5
+
+
+def test_a_folder_trained_with_other_settings_is_refused_by_what_differs(tmp_path):
+    protocol = Protocol(model="rnn", width=8, seeds=1, steps=1, batch=2, longest=3)
+    train(protocol, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"batch 2 \(now 4\)"):
+        train(replace(protocol, batch=4), folder=tmp_path)
+
+
+def benchmark():
+    spec = importlib.util.spec_from_file_location("chomsky_benchmark", ROOT / "benchmarks" / "chomsky.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_takes_a_kept_row_for_its_own_settings_alone(tmp_path):
+    measure = benchmark().measure
+    short = Protocol(model="rnn", width=8, seeds=1, steps=2, batch=2, longest=3, test_to=43, test_rows=2)
+    row = measure(short, "cpu", str(tmp_path))
+    assert row["steps"] == 2 and measure(short, "cpu", str(tmp_path)) == row
+    assert measure(replace(short, steps=3), "cpu", str(tmp_path))["steps"] == 3
+    with pytest.raises(ConfigError, match="test_to 43"):
+        measure(replace(short, steps=3, test_to=45), "cpu", str(tmp_path))
