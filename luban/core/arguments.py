@@ -277,9 +277,15 @@ def _recipes_of(examples: str, shipped: Path) -> list[str]:
     return [name for name in names if not stems or name.rpartition("_")[0] in stems]
 
 
-def describe_fields(cls: type, prefix: str = "", of: object = None) -> list[tuple[str, str, str, str]]:
-    """(path, type, default, comment) of every field below `cls`, variants by their names; `of`: an instance, whose values are
-    given in the place of defaults. Fields `UNSHOWN` are left out."""
+def describe_fields(
+    cls: type, prefix: str = "", of: object = None, given: Mapping[str, Any] | None = None
+) -> list[tuple[str, str, str, str]]:
+    """(path, type, default, comment) of every field below `cls`, variants by their names. Fields `UNSHOWN` are left out.
+
+    Args:
+        of: an instance, whose values are given in the place of defaults.
+        given: some fields as plain data, as a `Partial` has them: they go before defaults, and decide which variants are described.
+    """
     rows, notes = [], _comments(cls)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -287,28 +293,44 @@ def describe_fields(cls: type, prefix: str = "", of: object = None) -> list[tupl
             continue
         path, hint = f"{prefix}{field.name}", hints[field.name]
         if typing.get_origin(hint) is Partial:
-            rows += describe_fields(typing.get_args(hint)[0], f"{path}.")
+            partial = None if of is None else getattr(of, field.name)
+            rows += describe_fields(
+                typing.get_args(hint)[0], f"{path}.", given=partial.given if isinstance(partial, Partial) else None
+            )
             continue
         default: Any = field.default
         if of is not None:
             default = getattr(of, field.name)
         elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        note = notes.get(field.name, "")
-        if isinstance(hint, type) and issubclass(hint, Variant):
+        note, said = notes.get(field.name, ""), (given or {}).get(field.name)
+        inside = said if isinstance(said, Mapping) else None
+        variant = _variant_of(hint)
+        name = said if inside is None else inside.get("type")
+        if variant is not None and isinstance(name, str) and name in variant.registry.entries:
+            rows.append((path if hint is not variant else f"{path}.type", _kind(hint), name, note or "which one"))
+            rows += describe_fields(variant.registry[name], f"{path}.", given=inside)
+        elif isinstance(hint, type) and issubclass(hint, Variant):
             chosen = "" if default is dataclasses.MISSING else hint.registry.name_of(type(default))
             rows.append((f"{path}.type", "|".join(hint.registry.entries), chosen, note or "which one"))
             if default is not dataclasses.MISSING:
-                rows += describe_fields(type(default), f"{path}.", None if of is None else default)
+                rows += describe_fields(type(default), f"{path}.", None if of is None else default, inside)
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            rows += describe_fields(hint, f"{path}.", None if of is None else default)
+            rows += describe_fields(hint, f"{path}.", None if of is None else default, inside)
         elif isinstance(default, Variant):  # one that there may be
             rows.append((path, _kind(hint), default.registry.name_of(type(default)), note))
-            rows += describe_fields(type(default), f"{path}.", None if of is None else default)
+            rows += describe_fields(type(default), f"{path}.", None if of is None else default, inside)
         else:
+            default = default if said is None or inside is not None else said
             words = "" if default is dataclasses.MISSING or default in (None, "", {}) else str(default)
             rows.append((path, _kind(hint), words, note))
     return rows
+
+
+def _variant_of(hint: Any) -> type[Variant] | None:
+    """The base of variants that a field holds, always or perhaps."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((each for each in options if isinstance(each, type) and issubclass(each, Variant)), None)
 
 
 def _kind(hint: Any) -> str:

@@ -43,6 +43,7 @@ from luban.parallel.device import choose_device, keep_freed_memory, multiplies_b
 from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts
 from luban.parallel.heartbeat import watched
+from luban.parallel.mixers import check_mixers
 from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.stages import check_stages
 from luban.parallel.tensor import check_tensor
@@ -219,6 +220,7 @@ def check_plan(plan: ParallelPlan, spec: ModelSpec, model: Model | None = None) 
     Args:
         model: of `spec`, on the meta device; None: it is built.
     """
+    check_mixers(spec, plan)
     if plan.parts == plan.expert == 1:
         return
     model = model or build_model(spec, device="meta")

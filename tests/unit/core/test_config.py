@@ -8,7 +8,7 @@ import pytest
 
 from luban.core import log
 from luban.core.arguments import describe_fields, find_recipe, parse, parse_recipe
-from luban.core.config import from_dict, load_toml, merge, override, to_dict, without_defaults
+from luban.core.config import Partial, from_dict, load_toml, merge, override, to_dict, without_defaults
 from luban.core.errors import ConfigError, UsageError
 from luban.core.registry import Registry, Variant
 
@@ -224,6 +224,35 @@ def test_every_field_is_described():
     assert rows["train.steps"] == "optimizer steps" and rows["optim.beta2"] == "decay of the second moment"
     above = {path: note for path, _, _, note in describe_fields(Muon)}
     assert above == {"lr": "peak learning rate", "momentum": "of the update; Nesterov's"}  # comments above the field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    optim: Optimizer = field(default_factory=AdamW)
+    second: Optimizer | None = None  # of some layers
+    train: Train = field(default_factory=lambda: Train(steps=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    train: Train
+    tuned: Partial[Changes]
+
+
+@pytest.mark.parametrize("said", ["muon", {"type": "muon", "momentum": 0.5}])
+def test_help_has_the_fields_of_variants_that_a_part_of_a_configuration_chooses(said):
+    def rows(**given):
+        recipe = from_dict(Later, {"train": {"steps": 1}, "tuned": given})
+        return {path: default for path, _, default, _ in describe_fields(Later, of=recipe) if "tuned" in path}
+
+    momentum = "0.5" if isinstance(said, dict) else "0.95"
+    found = rows(optim=said, second=said, train={"steps": 7})
+    assert found["tuned.optim.type"] == found["tuned.second"] == "muon" and found["tuned.train.steps"] == "7"
+    assert found["tuned.optim.momentum"] == found["tuned.second.momentum"] == momentum
+    assert not {"tuned.optim.beta2", "tuned.second.beta2"} & set(found)
+    unchosen = rows(optim={"lr": 0.5})
+    assert unchosen["tuned.optim.type"] == "adamw" and "tuned.optim.beta2" in unchosen
+    assert unchosen["tuned.optim.lr"] == "0.5" and unchosen["tuned.second"] == ""
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,21 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
     assert "about 1m40s" in "\n".join(replace(known, budget=100.0).lines())
 
 
+@pytest.mark.parametrize(
+    "layer, plan, said",
+    [
+        ({"mixer": {"type": "lsh"}}, {"context": 2}, "the mixer lsh does not go with plan.context: use --plan.replicate"),
+        ({"mixer": {"type": "routing"}}, {"replicate": 2}, "mixer routing .* train it in one process"),
+        ({"arrangement": {"type": "reversible"}}, {"tensor": 2}, "arrangement reversible does not go with plan.tensor"),
+        ({"arrangement": {"type": "reversible"}}, {"shard": 2}, "arrangement reversible does not go with plan.shard"),
+        ({"arrangement": {"type": "reversible"}}, {"remat": "full"}, "keep nothing that plan.remat could recompute"),
+    ],
+)
+def test_a_dry_run_refuses_plans_that_do_not_go_with_mixers_and_arrangements(tiny, layer, plan, said):
+    with pytest.raises(ConfigError, match=said):
+        dry_run(tiny(model={"layer": layer}, plan=plan))
+
+
 def test_held_out_text_is_measured_without_what_training_adds(tiny, tmp_path):
     figures = []
     for name, objective in (("bare", {}), ("shaped", {"smoothing": 0.5, "z_loss": 0.1})):
