@@ -17,7 +17,10 @@ from luban.core.arguments import parse
 
 ABOUT = """Every operation of a model's forward: FLOPs, bytes moved, FLOPs a byte, whether memory or matmuls bound it, the least
 time that this allows, and its time by itself on this machine. Then what fusing buys in attention, SwiGLU, norms and the loss,
-by bytes and measured, and attention's traffic counted load by load beside FlashAttention's formulas."""
+by bytes and measured, and attention's traffic counted load by load beside FlashAttention's formulas.
+
+The roof is measured here with one large matmul and one large sum, unless it is given: a small operation whose data stay in a
+cache, or a busy machine, may take less time than it allows."""
 EXAMPLES = """
 luban bench roofline luban-6m --batch 4 --seq 256
 luban bench roofline runs/a --device cuda --dtype bfloat16 --seq 2048 --out roofline.html
@@ -99,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
         f"formulas without constants: Nd + N² = {orders[0]:,.0f}, N²d²/M = {orders[1]:,.0f}, {orders[0] / orders[1]:.1f}× fewer"
     )
     print_result(
-        f"{device.type}: {roof.flops / 1e9:,.0f} GFLOP/s, {roof.bandwidth / 1e9:,.1f} GB/s, ridge at {roof.ridge:.1f} FLOP/B\n"
+        f"{device.type if args.measure else 'as given'}: {roof.flops / 1e9:,.0f} GFLOP/s, {roof.bandwidth / 1e9:,.1f} GB/s, ridge at {roof.ridge:.1f} FLOP/B\n"
         f"{table(rows, roof)}\n\n{fusion_table(fused, roof)}\n\n{traffic}"
     )
     if args.json is not None:

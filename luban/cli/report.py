@@ -19,7 +19,7 @@ class Args:
 
     # artifacts, or folders of some; with --attention a model
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    attention: str = ""  # a text: show what a model attends to in it
+    attention: str | None = None  # a text: show what a model attends to in it
     attention_target: str = ""  # what the decoder of an encoder–decoder reads (empty: what it writes)
     out: Path = Path("report.html")  # the page
     title: str = "A language model, from text to answers"  # its heading
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
         examples="luban report runs/demo --out report.html\nluban report runs/eval-a runs/eval-b\n"
         'luban report smollm2 --attention "The quick brown fox" --out attention.html',
     )
-    if args.attention:
+    if args.attention is not None:
         from luban.core.errors import UsageError
         from luban.load.model import load_model
         from luban.report.attention import write_attention
@@ -47,6 +47,10 @@ def run(argv: Sequence[str]) -> None:
         write_attention(load_model(str(args.folders[0])), args.attention, args.out, args.attention_target)
         print_result(args.out)
         return
+    if args.attention_target:
+        from luban.core.errors import UsageError
+
+        raise UsageError("--attention-target goes with --attention TEXT, what the encoder reads")
     from luban.report.comparison import compare, lines_of
     from luban.report.gather import find_artifacts
     from luban.report.page import write_report

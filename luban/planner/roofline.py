@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, inf, prod
 
 from luban.core.opgraph import ITEMSIZE, Op, OpGraph
-from luban.core.units import bytes_
+from luban.core.units import bytes_, count, fine_seconds
 
 FP32 = 4  # bytes
 
@@ -173,17 +173,26 @@ def fusions(
 
 
 def table(found: Sequence[Point], roof: Roof) -> str:
-    """The points by time, those that take longest first, as text."""
-    head = f"{'operation':<44} {'times':>5} {'GFLOP':>9} {'moved':>9} {'FLOP/B':>8} {'bound':>8} {'least':>9} {'measured':>9} {'of roof':>8}"
+    """The points by time, those that take longest first, each of one operation, and the sum of all operations, as text."""
+    head = f"{'operation':<44} {'times':>5} {'FLOPs':>9} {'moved':>9} {'FLOP/B':>8} {'bound':>8} {'least':>9} {'measured':>9} {'of roof':>8}"
     lines = [head]
     for point in sorted(found, key=lambda each: -each.count * (each.measured or roof.seconds(each.flops, each.bytes))):
         least = roof.seconds(point.flops, point.bytes)
-        measured = "" if point.measured is None else f"{1e3 * point.measured:.3f} ms"
+        measured = "" if point.measured is None else fine_seconds(point.measured)
         share = "" if not point.measured else f"{least / point.measured:.0%}"
         lines.append(
-            f"{point.name:<44} {point.count:>5} {point.flops / 1e9:>9.3f} {bytes_(point.bytes):>9} {point.intensity:>8.1f} "
-            f"{point.bound(roof):>8} {1e3 * least:>6.3f} ms {measured:>9} {share:>8}"
+            f"{point.name:<44} {point.count:>5} {count(point.flops):>9} {bytes_(point.bytes):>9} {point.intensity:>8.1f} "
+            f"{point.bound(roof):>8} {fine_seconds(least):>9} {measured:>9} {share:>8}"
         )
+    times = sum(each.count for each in found)
+    flops, moved = sum(each.count * each.flops for each in found), sum(each.count * each.bytes for each in found)
+    least = sum(each.count * roof.seconds(each.flops, each.bytes) for each in found)
+    measured = fine_seconds(sum(each.count * (each.measured or 0.0) for each in found))
+    whole = all(each.measured is not None for each in found)
+    lines.append(
+        f"{'all, one after another':<44} {times:>5} {count(flops):>9} {bytes_(moved):>9} {flops / max(moved, 1):>8.1f} "
+        f"{'':>8} {fine_seconds(least):>9} {measured if whole else '':>9}".rstrip()
+    )
     return "\n".join(lines)
 
 

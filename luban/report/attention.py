@@ -137,7 +137,7 @@ def _tokens(model: LoadedModel, text: str, option: str) -> list[int]:
     ends = model.spec.body.two_sided and model.ends_with_eos
     ids = model.need_tokenizer().encode(text, bos=model.begins_with_bos, eos=ends)
     most = min(LONGEST, model.spec.context)
-    if not ids:
+    if not text or not ids:
         raise DataError(f"the text has no tokens: give {option} a text")
     if len(ids) > most:
         raise DataError(f"the text has {len(ids)} tokens, and a page shows at most {most}: give a shorter one")

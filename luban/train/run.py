@@ -43,8 +43,8 @@ from luban.parallel.device import choose_device, keep_freed_memory, multiplies_b
 from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts
 from luban.parallel.heartbeat import watched
-from luban.parallel.mixers import check_mixers
 from luban.parallel.memory_limits import is_out_of_memory
+from luban.parallel.mixers import check_mixers
 from luban.parallel.stages import check_stages
 from luban.parallel.tensor import check_tensor
 from luban.parallel.world import World, is_lost_connection, process_count

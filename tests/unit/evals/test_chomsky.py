@@ -235,3 +235,8 @@ def test_the_benchmark_takes_a_kept_row_for_its_own_settings_alone(tmp_path):
     assert measure(replace(short, steps=3), "cpu", str(tmp_path))["steps"] == 3
     with pytest.raises(ConfigError, match="test_to 43"):
         measure(replace(short, steps=3, test_to=45), "cpu", str(tmp_path))
+
+
+def test_a_model_that_was_trained_otherwise_is_told_how_one_is_made(tmp_path):
+    with pytest.raises(ArtifactError, match=r"has no chomsky\.json; benchmarks/chomsky\.py --out DIR trains"):
+        read_protocol(tmp_path)

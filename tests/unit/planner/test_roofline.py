@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -80,3 +81,29 @@ def test_the_page_holds_table_and_picture():
     assert page.count("<circle") == len(shown) + sum(point.measured is not None for point in shown)
     assert "A &lt;model&gt;" in page and "<script" not in page and "http" not in page
     assert all(point.name in table(rows, roof) for point in rows)
+
+
+@pytest.mark.parametrize("faster", [1.0, 1e6])
+def test_the_table_has_times_of_any_size_and_their_sum(faster):
+    roof = Roof(flops=1e11 * faster, bandwidth=1e10 * faster)
+    graph = describe(uniform(vocab_size=50, width=16, layers=3, context=32, mixer=Hyena()), seq=32)
+    rows = points(graph, lambda op: 1e-3 / faster)
+    *lines, whole = table(rows, roof).splitlines()[1:]
+    assert len(lines) == len(rows)
+    unit = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}
+    times = [
+        [float(n) * unit[u] for n, u in re.findall(r"([\d.]+(?:e[+-]\d+)?) (s|ms|µs|ns)\b", line)]
+        for line in (*lines, whole)
+    ]
+    by_name = {row.name: row for row in rows}
+    for line, (least, measured) in zip(lines, times, strict=False):
+        row = by_name[line.split()[0]]
+        assert least == pytest.approx(roof.seconds(row.flops, row.bytes), rel=1e-3) and least > 0
+        assert measured == pytest.approx(1e-3 / faster)
+    assert (
+        sum(row.count for row in rows) == len(graph.ops) == int(whole.removeprefix("all, one after another").split()[0])
+    )
+    assert times[-1] == pytest.approx(
+        [sum(row.count * roof.seconds(row.flops, row.bytes) for row in rows), len(graph.ops) * 1e-3 / faster], rel=1e-3
+    )
+    assert "1 ms" not in table(points(graph), roof), "nothing was measured"

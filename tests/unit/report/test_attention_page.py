@@ -162,3 +162,12 @@ def test_what_has_no_weights_is_refused_by_name(saved):
         attention_page(plain, "x" * 300)
     with pytest.raises(UsageError, match="shows one model, 2 given"):
         run(["a", "b", "--attention", "abc"])
+
+
+def test_an_empty_text_and_a_target_alone_are_refused_instead_of_another_page(saved, tmp_path):
+    folder, page = str(saved(uniform(**BASE, mixer=MIXERS["window"]))), tmp_path / "page.html"
+    with pytest.raises(DataError, match="has no tokens: give --attention a text"):
+        run([folder, "--attention", "", "--out", str(page)])
+    with pytest.raises(UsageError, match="--attention-target goes with --attention"):
+        run([folder, "--attention-target", "abc", "--out", str(page)])
+    assert not page.exists()

@@ -251,7 +251,11 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
 @pytest.mark.parametrize(
     "layer, plan, said",
     [
-        ({"mixer": {"type": "lsh"}}, {"context": 2}, "the mixer lsh does not go with plan.context: use --plan.replicate"),
+        (
+            {"mixer": {"type": "lsh"}},
+            {"context": 2},
+            "the mixer lsh does not go with plan.context: use --plan.replicate",
+        ),
         ({"mixer": {"type": "routing"}}, {"replicate": 2}, "mixer routing .* train it in one process"),
         ({"arrangement": {"type": "reversible"}}, {"tensor": 2}, "arrangement reversible does not go with plan.tensor"),
         ({"arrangement": {"type": "reversible"}}, {"shard": 2}, "arrangement reversible does not go with plan.shard"),
