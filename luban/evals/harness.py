@@ -122,6 +122,7 @@ def run_task(
         notes |= grade_rows(judge, loaded.items, rows)
     if options.contamination:
         _mark_contaminated(loaded.items, rows, options.contamination)
+        notes["too_short_for_contamination"] = sum(row["contaminated"] is None for row in rows)
     scored = [row for row in rows if row.get("scores") is not None]
     return TaskResult(name=task.name, measures=_measures(task, scored), rows=rows, failed=failed, notes=notes)
 
@@ -130,9 +131,7 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     if not rows:
         return []
     found = list(task.spec.kind.measures(rows))
-    clean = [row for row in rows if row.get("contaminated") is False]
-    if any("contaminated" in row for row in rows) and clean:
-        found += [replace(m, name=f"{m.name}_clean") for m in task.spec.kind.measures(clean)]
+    found += _contamination(task, rows)
     if task.spec.same_by:
         found.append(_flips(rows))
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -142,6 +141,18 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     for name, members in sorted(groups.items()):
         found += [replace(m, name=f"{m.name}/{name}") for m in task.spec.kind.measures(members)]
     return found
+
+
+def _contamination(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
+    """The fraction of items that are contaminated, of those long enough to tell, and the figures of those that aren't."""
+    told = [row for row in rows if row.get("contaminated") is not None]
+    if not told:
+        return []
+    share = mean_of(
+        [{"scores": {"contaminated": float(row["contaminated"])}} for row in told], "contaminated", better="lower"
+    )
+    clean = [row for row in told if not row["contaminated"]]
+    return [share, *(replace(m, name=f"{m.name}_clean") for m in (task.spec.kind.measures(clean) if clean else ()))]
 
 
 def _flips(rows: Sequence[dict[str, Any]]) -> Measure:
