@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from luban.evals.contamination import contaminated, texts_of
 from luban.evals.data import read_task
 from luban.evals.judges.base import Judge, grade_rows
 from luban.evals.kinds.base import Example
+from luban.evals.kinds.generate import Writing
 from luban.evals.measures import Measure, mean_of
 from luban.evals.prompts import build_prompt, choose_shots
 from luban.evals.requests import Failed, Request
@@ -30,19 +32,25 @@ class HarnessOptions:
     seed: int = 0  # of shots and samples
     chat: Chat = "off"  # chat template around prompts
     repeats: int | None = None  # answers to each item; None: as the task says
+    temperature: float | None = None  # of written answers, 0: greedy; None: as the task says
     contamination: tuple[Path, ...] = ()  # corpora and files that items are looked for in
 
     def __post_init__(self):
         if self.limit < 0 or (self.shots is not None and self.shots < 0):
             raise ConfigError(f"--limit and --shots are numbers from 0, {self.limit} and {self.shots} given")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature is a number from 0, {self.temperature:g} given")
 
     def applied(self, task: Task) -> Task:
         """The task with the options that take the place of its own settings. Raises ConfigError where they make no sense."""
         changes: dict[str, Any] = {}
         if self.shots is not None and task.spec.kind.has_prompts:
             changes["shots"] = self.shots
-        if self.repeats is not None and isinstance(getattr(task.spec.kind, "temperature", None), float):
-            changes["repeats"] = self.repeats
+        if isinstance(kind := task.spec.kind, Writing):
+            if self.repeats is not None:
+                changes["repeats"] = self.repeats
+            if self.temperature is not None:
+                changes["kind"] = replace(kind, temperature=self.temperature)
         return replace(task, spec=replace(task.spec, **changes))
 
 
