@@ -88,7 +88,9 @@ class Study(ToyRuns):
         self.rng = np.random.default_rng(seed)
         self.annotator = Annotator(self.rng)
         self.prompts = [f"write {i}" for i in range(prompts)]
-        self.base = self.letters_model(4 * steps)
+        self.base = (
+            self.letters_model()
+        )  # with fewer steps it writes bytes that are no text, which nothing can be tuned on
         self.feedback = self.annotated(self.base)
 
     def tuned_by(self, name: str, verb: str, start: Path, data: Path, *more: object, lr: str = "") -> Path:
@@ -167,6 +169,7 @@ class Study(ToyRuns):
         found["preference loss (DPO)"] = self.measured(self.tuned_by("u-dpo", "dpo", self.base, pairs))
         prompts, best = self.write("prompts.jsonl", [{"prompt": p} for p in self.prompts]), self.folder / "best.jsonl"
         rl = ("--reward", reward, "--rl.max_tokens", "12", "--rl.kl", "0.02", "--checkpoint.every", "1000")
+        rl += ("--rl.prompts", "8", "--rl.samples", "8")  # the same rounds for both
         for kind in ("grpo", "ppo"):
             run = self.tuned_by(f"u-{kind}", "rl", self.base, prompts, "--rl.type", kind, *rl)
             found[f"reinforcement ({kind.upper()}) of the reward model"] = self.measured(run)

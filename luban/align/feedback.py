@@ -1,14 +1,16 @@
 """Forms of feedback (scores, rankings, critiques with revisions) as data for each of its uses (Fernandes et al. 2023).
 
 Rows are of one of two forms: `prompt`, `responses` and `scores` (or `ranks`), the higher the better; or `prompt`, `response`,
-`critique` and `revision`. Pairs (`chosen`, `rejected`) count as two responses with scores 1 and 0.
+`critique` and `revision`. Pairs (`chosen`, `rejected`) count as two responses with scores 1 and 0. Scores of rows with an `annotator` are standardised by annotator,
+since one person's 3 is another's 5.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +20,10 @@ import numpy as np
 from luban.align.preferences import Text, as_messages, require_text, scores_of
 from luban.core.errors import DataError
 from luban.core.jsonl import read_rows, write_rows
+from luban.core.log import warn
 
 Use = Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"]
+FIELDS = ("prompt", "response", "critique", "revision", "chosen", "rejected")  # texts of a row
 BINS = 5  # of scores, for conditioning
 CONTROL = "Quality wanted, from 1 to {most}: {wanted}."  # the sentence that the wanted score is asked for by
 
@@ -32,6 +36,7 @@ class Feedback:
     responses: tuple[Text, ...]
     scores: tuple[float, ...]
     critique: str = ""
+    annotator: str = ""  # who gave the scores; empty: not said
 
     def __post_init__(self):
         for text in (self.prompt, *self.responses):
@@ -49,17 +54,23 @@ def convert(file: Path, out: Path, use: Use) -> int:
     preferred, revised: conversations for `luban sft`, on the best response or on the revision; conditioned: conversations on
     every response, its score asked for by `conditioned_prompt`; critic: on the critique and then the revision.
     pairs, rankings, unpaired: for `luban reward` and `luban dpo`; unpaired labels a response as wanted where its score is at or
-    above the median of all responses, and above the lowest score.
+    above the median of all responses, and above the lowest score. Rows with an empty text are left out, which is said.
 
     Raises:
         DataError: a row of neither form, or no row that has what the use needs.
     """
-    found = []
+    found, empty = [], Counter[str]()
     for number, row in read_rows(file):
+        if name := next((name for name in FIELDS if name in row and not row[name]), ""):
+            empty[name] += 1
+            continue
         try:
             found.append(_feedback(row))
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from None
+    for name, times in empty.items():
+        warn(f"{file}: {times} rows are left out, since their {name} is empty")
+    found = standardised(found)
     every = [score for each in found for score in each.scores]
     edges, least = _edges(every), _least_wanted(every)
     rows = [row for each in found for row in _rows(each, use, edges, least)]
@@ -72,8 +83,12 @@ def convert(file: Path, out: Path, use: Use) -> int:
 
 def _feedback(row: dict[str, Any]) -> Feedback:
     if row.get("prompt") and row.get("responses"):
-        scores = scores_of(row["responses"], row.get("scores", row.get("ranks")))
-        return Feedback(prompt=row["prompt"], responses=tuple(row["responses"]), scores=scores)
+        scores, annotator = scores_of(row["responses"], row.get("scores", row.get("ranks"))), row.get("annotator", "")
+        if annotator and "scores" not in row:
+            annotator = ""  # ranks are of one prompt's responses: there is nothing to compare between prompts
+        return Feedback(
+            prompt=row["prompt"], responses=tuple(row["responses"]), scores=scores, annotator=str(annotator)
+        )
     if all(row.get(name) for name in ("prompt", "response", "critique", "revision")):
         responses = (row["response"], row["revision"])
         return Feedback(prompt=row["prompt"], responses=responses, scores=(0.0, 1.0), critique=row["critique"])
@@ -82,6 +97,24 @@ def _feedback(row: dict[str, Any]) -> Feedback:
     raise DataError(
         "a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and rejected"
     )
+
+
+def standardised(rows: Sequence[Feedback]) -> list[Feedback]:
+    """Rows with the scores of each annotator shifted and divided to mean 0 and standard deviation 1 over all their responses (an
+    annotator whose scores are all equal: 0). Rows without an annotator stay as they are."""
+    given: dict[str, list[float]] = {}
+    for each in rows:
+        given.setdefault(each.annotator, []).extend(each.scores)
+    scale = {
+        name: (float(np.mean(scores)), float(np.std(scores)) if len(set(scores)) > 1 else 1.0)
+        for name, scores in given.items()
+        if name
+    }
+    found = []
+    for each in rows:
+        mean, spread = scale.get(each.annotator, (0.0, 1.0))
+        found.append(replace(each, scores=tuple((score - mean) / spread for score in each.scores)))
+    return found
 
 
 def _edges(scores: Sequence[float]) -> np.ndarray:

@@ -52,8 +52,9 @@ def read_groups(file: Path) -> Iterator[tuple[int, Group | str]]:
         try:
             yield number, _group(row)
         except (DataError, KeyError, TypeError, ValueError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"{file}:{number}: {error}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
+                f"{file}:{number}: {why}; a row needs prompt, chosen and rejected, or prompt, responses and ranks, or "
                 f"prompt, completion and label"
             ) from None
 
@@ -183,6 +184,8 @@ def as_preference_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: in
         open_artifact(path, "preferences")
         path = path / "preferences.jsonl"
     if path.is_dir():
+        if (kind := read_manifest(path).kind) != "shards":
+            raise DataError(f"{path} is a {kind}: --data.path takes a .jsonl file of preferences, or shards of them")
         manifest = open_artifact(path, "shards", verify=False)
         if manifest.config.get("groups") != GROUP_FORMAT:
             raise DataError(f"shards {path} hold no preferences: give a .jsonl file with prompt, chosen and rejected")

@@ -1,4 +1,4 @@
-"""Prompts of reinforcement learning: rows of a file → shards of token ids, the rest of each row beside them."""
+"""Prompts of reinforcement learning: rows of a file, or conversations of a corpus → shards of token ids, the rest of each row beside them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from luban.align.preferences import Text, as_messages, heldout_prompts, require_text, shards_config, tokenizer_parents
-from luban.core.artifact import MANIFEST, ArtifactWriter, open_artifact
+from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, open_artifact, read_manifest
 from luban.core.errors import DataError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import say, warn
+from luban.corpus.reader import read_corpus
+from luban.corpus.split import SPLITS
 from luban.data.pack import copy_tokenizer
 from luban.data.shards import Shards, split_file, token_dtype
 from luban.tokenizer.chat import render
@@ -69,46 +71,81 @@ def prompt_ids(prompt: Text, tokenizer: Tokenizer) -> list[int]:
 
 
 def as_prompt_shards(path: Path, tokenizer: Tokenizer, cache: Path, seed: int) -> Path:
-    """Prompt shards for `path`: shards of prompts already, or a .jsonl file with `prompt`, `question` or `messages`.
+    """Prompt shards for `path`: shards of prompts already, a .jsonl file with `prompt`, `question` or `messages`, or a corpus of
+    conversations, whose last answers are left out and whose held-out split stays held out.
 
     Raises:
         DataError: nothing there, or a row without a prompt.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist: --data.path takes a .jsonl file of prompts")
-    if path.is_dir():
+        raise DataError(
+            f"{path} does not exist: --data.path takes a .jsonl file of prompts, or a corpus of conversations"
+        )
+    kind = read_manifest(path).kind if path.is_dir() else "file"
+    if path.is_dir() and kind != "corpus":
         if "prompts" not in open_artifact(path, "shards", verify=False).config:
             raise DataError(f"shards {path} hold no prompts: give a .jsonl file with a prompt a row")
         return path
-    out = cache / f"prompts-{data_sha256([file_sha256(path), tokenizer.content_hash, seed])[:12]}"
+    content = read_manifest(path).content_hash if kind == "corpus" else file_sha256(path)
+    out = cache / f"prompts-{data_sha256([content, tokenizer.content_hash, seed])[:12]}"
     if not (out / MANIFEST).is_file():
         say(f"packing {path} into {out}")
-        _pack(path, tokenizer, out, seed)
+        if kind == "corpus":
+            _pack(_corpus_rows(path), tokenizer, out, (as_parent("corpus", path),))
+        else:
+            _pack(_file_rows(path, seed), tokenizer, out)
     return out
 
 
-def _pack(file: Path, tokenizer: Tokenizer, out: Path, seed: int) -> None:
-    rows, prompts, ids = [], [], []
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    where: str  # for messages
+    row: dict[str, Any]
+    split: str
+
+
+def _file_rows(file: Path, seed: int) -> list[_Row]:
+    rows, prompts = [], []
     for number, row in read_rows(file):
         try:
-            prompt = prompt_of(row)
-            ids.append(prompt_ids(prompt, tokenizer))
+            prompts.append(prompt_of(row))
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from None
-        rows.append(row)
-        prompts.append(prompt)
-    if not rows:
-        raise DataError(f"{file} has no prompt")
+        rows.append((f"{file}:{number}", row))
     heldout = heldout_prompts(prompts, seed)
+    return [
+        _Row(where=where, row=row, split="heldout" if data_sha256(prompt) in heldout else "train")
+        for (where, row), prompt in zip(rows, prompts, strict=True)
+    ]
+
+
+def _corpus_rows(path: Path) -> list[_Row]:
+    return [
+        _Row(where=f"{path}: {document.id}", row={"messages": document.messages}, split=split)
+        for split in SPLITS
+        for document in read_corpus(path, split)
+        if document.messages
+    ]
+
+
+def _pack(rows: list[_Row], tokenizer: Tokenizer, out: Path, parents: tuple[Parent, ...] = ()) -> None:
+    ids = []
+    for each in rows:
+        try:
+            ids.append(prompt_ids(prompt_of(each.row), tokenizer))
+        except DataError as error:
+            raise DataError(f"{each.where}: {error}") from None
+    if not rows:
+        raise DataError("no prompt in the data: a file needs rows with a prompt, a corpus conversations")
     dtype = token_dtype(tokenizer.vocab_size)
     config = {**shards_config(tokenizer, dtype, groups=0), "prompts": 1}
-    with ArtifactWriter(out, kind="shards", config=config, parents=tokenizer_parents(tokenizer)) as art:
+    with ArtifactWriter(out, kind="shards", config=config, parents=(*tokenizer_parents(tokenizer), *parents)) as art:
         copy_tokenizer(tokenizer, art.path / "tokenizer")
-        for split in ("train", "heldout"):
-            taken = [i for i, p in enumerate(prompts) if (data_sha256(p) in heldout) == (split == "heldout")]
+        for split in SPLITS:
+            taken = [i for i, each in enumerate(rows) if each.split == split]
             tokens = np.array([token for i in taken for token in ids[i]], dtype=dtype)
             tokens.tofile(split_file(art.path, split, "tokens"))
             offsets = np.cumsum([0, *(len(ids[i]) for i in taken)])
             offsets.astype("<i8").tofile(split_file(art.path, split, "offsets"))
-            write_rows(split_file(art.path, split, "rows"), [rows[i] for i in taken])
+            write_rows(split_file(art.path, split, "rows"), [rows[i].row for i in taken])
             art.figures[split] = {"documents": len(taken), "tokens": len(tokens), "bytes": 0}

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from luban.core.artifact import MANIFEST, ArtifactWriter, Parent, as_parent, read_manifest
-from luban.core.errors import LineageError
+from luban.core.artifact import MANIFEST, ArtifactWriter, Manifest, Parent, as_parent, read_manifest
+from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.hashing import data_sha256
 from luban.core.log import progress, say
+from luban.core.whole_directory import incomplete_path
 from luban.data.collate.preference import PreferenceRows
-from luban.data.groups import COMPUTED, FILES
+from luban.data.groups import COMPUTED, FILES, Groups
 from luban.data.shards import Shards, split_file
 from luban.load.model import LoadedModel, load_model
 from luban.nn.attention.backend import AttentionBackend
@@ -56,8 +57,7 @@ def with_reference(
             )
         _require_computed_for(manifest.config, path, train)
         return path
-    identity = data_sha256([manifest.content_hash, parent.content_hash, train.precision, train.seq_len])
-    out = cache / f"reference-{identity[:12]}"
+    out = cache / _name(manifest, parent, train)
     if (out / MANIFEST).is_file():
         return out
     say(f"computing log-probabilities under the reference {parent.name} into {out}")
@@ -79,10 +79,38 @@ def with_reference(
                     shutil.copyfile(split_file(path, split, name), split_file(art.path, split, name))
             art.figures[split] = figures
             if figures["documents"]:
-                found = reference_logprobs(loss, Shards.open(path, split), train.seq_len, device)
+                try:
+                    found = reference_logprobs(loss, Shards.open(path, split), train.seq_len, device)
+                except DataError:
+                    if split == "train":
+                        raise
+                    found = _none_of(Shards.open(path, split))  # all are too long: the run trains without validation
                 for name, values in zip(COMPUTED, found, strict=True):
                     values.astype(FILES[name]).tofile(split_file(art.path, split, name))
     return out
+
+
+def _name(preferences: Manifest, parent: Parent, train: TrainConfig) -> str:
+    identity = data_sha256([preferences.content_hash, parent.content_hash, train.precision, train.seq_len])
+    return f"reference-{identity[:12]}"
+
+
+def require_same_reference(run: Path, path: Path, parent: Parent, train: TrainConfig) -> None:
+    """Raise ArtifactError where the run, finished or not, was made from other log-probabilities than `with_reference` would
+    compute: before it computes them, since the run would be refused after that."""
+    preferences = read_manifest(path)
+    place = next((each for each in (run, incomplete_path(run)) if (each / MANIFEST).is_file()), None)
+    shards = read_manifest(place).parent("shards") if place else None
+    if shards is None or "reference" in preferences.config or shards.name == _name(preferences, parent, train):
+        return
+    known = {each.content_hash for each in shards.parents}
+    differs = [
+        *["the preferences"] * (preferences.content_hash not in known),
+        *["the reference"] * (parent.content_hash not in known),
+    ] or ["train.precision or train.seq_len"]
+    raise ArtifactError(
+        f"{place} is a run in which {' and '.join(differs)} differed: choose another --out, or remove it"
+    )
 
 
 def _require_computed_for(config: Mapping[str, Any], path: Path, train: TrainConfig) -> None:
@@ -93,6 +121,11 @@ def _require_computed_for(config: Mapping[str, Any], path: Path, train: TrainCon
             f"the reference log-probabilities in {path} were computed in {precision} for texts of at most {longest} tokens, and "
             f"train.precision is {train.precision}, train.seq_len {train.seq_len}: give --data.path the .jsonl file"
         )
+
+
+def _none_of(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """As `reference_logprobs` where every group is too long."""
+    return tuple(np.full(count, np.nan, dtype=np.float32) for count in (shards.documents, Groups.open(shards).count))  # type: ignore[return-value]
 
 
 @torch.no_grad()

@@ -62,6 +62,8 @@ def packed(recipe: RewardRecipe, cache: Path) -> tuple[RewardRecipe, LoadedModel
     """The recipe with its data packed in `cache`, and the model that it starts from."""
     model = model_of(recipe, "a reward model", "PAIRS.jsonl")
     path = as_preference_shards(Path(recipe.data.path), model.need_tokenizer(), cache, recipe.train.seed)
+    assert isinstance(recipe.objective, Ranking)
+    recipe.objective.require_data(Shards.open(path))
     return replace(recipe, data=replace(recipe.data, path=str(path))), model
 
 

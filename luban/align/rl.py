@@ -3,7 +3,9 @@ the policy in training has just written."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,13 @@ from luban.align.policy_config import GRPO, PPO, RL
 from luban.align.preferences import Text
 from luban.align.prompts import Prompts, as_prompt_shards, prompt_ids, prompt_of
 from luban.align.reference import load_reference
-from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
+from luban.align.rewards.base import NAMES, Answer, Rewards, identity, open_rewards
 from luban.align.rewards.model import ModelReward
 from luban.align.rollout import Answers, Sampler, token_logprobs, token_values
 from luban.align.rounds import FOLDER, KEPT, Round, RoundLoader, next_beta
 from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
+from luban.core.config import UNSHOWN
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
 from luban.core.log import warn
 from luban.core.resuming import Operational
@@ -45,7 +48,7 @@ from luban.train.loop import TrainerComponents
 from luban.train.recipe import Recipe
 from luban.train.run import assemble, train
 from luban.train.start import Start
-from luban.train.validate import Validation
+from luban.train.validate import Measure, Validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +56,13 @@ class RLRecipe(Recipe):
     """A recipe of reinforcement learning."""
 
     rl: RL = field(default_factory=GRPO)
-    # each a run of luban reward, guarded:SAFETY:HELPFULNESS (two of them), file.py:function, gsm8k, facts[:PENALTY],
-    # regex:PATTERN, unit_tests or an http address
+    # each a run of luban reward, guarded:SAFETY:HELPFULNESS (two of them), judge:MODEL, file.py:function, gsm8k,
+    # facts[:PENALTY], regex:PATTERN, unit_tests or an http address
     reward: Operational[tuple[str, ...]] = ()
     reward_weights: tuple[float, ...] = ()  # one a reward (none: all 1)
-    reward_identity: tuple[str, ...] = ()  # hashes of the rewards; set when a run begins
+    reward_identity: tuple[str, ...] = field(default=(), metadata=UNSHOWN)  # hashes of the rewards, by `packed`
     reference: Operational[str] = ""  # MODEL that the KL divergence is measured from (empty: that of init)
-    reference_identity: str = ""  # hash of it; set when a run begins
+    reference_identity: str = field(default="", metadata=UNSHOWN)  # hash of it, by `packed`
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,6 +71,8 @@ class RLRecipe(Recipe):
                 f"a round has {self.rl.prompts} × {self.rl.samples} answers (rl.prompts × rl.samples), which must be a "
                 f"multiple of train.batch_size ({self.train.batch_size})"
             )
+        if self.reference and not self.rl.measures_kl:
+            raise ConfigError("with rl.kl 0 no KL divergence from a reference is measured: leave --reference out")
         if self.rl.max_tokens >= self.train.seq_len:
             raise ConfigError(
                 f"rl.max_tokens ({self.rl.max_tokens}) must be below train.seq_len ({self.train.seq_len}), which holds prompt "
@@ -104,9 +109,7 @@ def rl(recipe: RLRecipe, out: Path, name: str = "rl") -> Path:
 def packed(recipe: RLRecipe, cache: Path) -> tuple[RLRecipe, LoadedModel]:
     """The recipe with its prompts packed in `cache`, and the model that it starts from."""
     if not recipe.reward:
-        raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
-        )
+        raise UsageError(f"no reward: give --reward {NAMES}")
     if getattr(recipe.adapter, "dropout", 0) or recipe.train.neftune:
         raise ConfigError(
             "probabilities of answers are compared between steps, for which the network must stay the same: set adapter.dropout "
@@ -251,20 +254,23 @@ class Actor:
 
     def round(self, number: int) -> Round:
         """A new round, of the weights as they are. Raises TrainingError where KL or entropy are out of bounds."""
-        chosen = self.chosen(number)
-        answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
-        scores, apart = self.score(self.prompts, chosen, answers)
+        chosen, seconds = self.chosen(number), dict[str, float]()
+        with spent(seconds, "sampling"):
+            answers = self.write(self.prompts, chosen, self.rl.samples, "round", number)
+        with spent(seconds, "scoring"):
+            scores, apart = self.score(self.prompts, chosen, answers)
         if self.rl.quantiles:
             rows = np.repeat(chosen, self.rl.samples).tolist()
             answers = self.relabelled(answers, scores, rows, number)
         batch = answers.batch(self.shards.pad_id)
         module, device = self.engine.module, self.engine.device
         assert isinstance(module, TokenLogprobs)
-        old, entropies = token_logprobs(module, batch, self.rows, device)
-        reference = self._reference_logprobs(batch, old)
-        values = np.zeros(old.shape)
-        if self.critic is not None:
-            values = token_values(self.critic.engine.module, batch, self.rows, device)
+        with spent(seconds, "reading"):  # by policy, reference and critic
+            old, entropies = token_logprobs(module, batch, self.rows, device)
+            reference = self._reference_logprobs(batch, old)
+            values = np.zeros(old.shape)
+            if self.critic is not None:
+                values = token_values(self.critic.engine.module, batch, self.rows, device)
         arrays = {
             "old_logprobs": old,
             "reference_logprobs": reference,
@@ -274,7 +280,7 @@ class Actor:
             "scores": scores,
         }
         beta = next_beta(self.rl, self.folder / FOLDER, number)
-        made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta)
+        made = Round(answers=answers, arrays=arrays, apart=apart, rows=chosen, beta=beta, seconds=seconds)
         self._check(made, entropies.sum() / max(batch.loss_mask.sum(), 1), number)
         return made
 
@@ -301,9 +307,18 @@ class Actor:
             return
         steps = CheckpointManager(self.folder).steps()
         last = CheckpointManager(self.folder).path(steps[-1]) if steps else "none was saved yet"
-        raise TrainingError(
-            f"stopped before round {number}: {what}. Last good checkpoint: {last}. Lower --optim.lr, or raise --rl.kl"
-        )
+        remedy = "Lower --optim.lr, or raise --rl.kl or --rl.entropy"
+        if not number:
+            remedy = "That is so of the model before training: choose another bound"
+        raise TrainingError(f"stopped before round {number}: {what}. Last good checkpoint: {last}. {remedy}")
+
+
+@contextmanager
+def spent(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Note the seconds of a phase of a round."""
+    began = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - began
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +332,10 @@ class MeasuredReward(Validation):
 
 class HeldoutReward:
     """Measures the mean reward of an answer to each held-out prompt, sampled with the same seeds each time."""
+
+    measure = Measure(
+        name="held-out reward", best="highest", sign=-1, no_better="what is learned no longer helps on new prompts"
+    )
 
     def __init__(self, actor: Actor, prompts: Prompts):
         self.actor, self.prompts = actor, prompts

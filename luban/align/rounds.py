@@ -4,8 +4,8 @@ RUN/rollouts, so that a run that was interrupted inside of it goes on with the s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Round:
     apart: dict[str, np.ndarray]  # name → (N,) scores of each reward
     rows: list[int]  # which prompt each answer is of
     beta: float  # KL coefficient
+    seconds: Mapping[str, float] = field(default_factory=dict)  # that each phase of making it took
 
     @property
     def kl(self) -> np.ndarray:
@@ -53,20 +54,30 @@ class Round:
         arrays |= {f"reward/{name}": values for name, values in self.apart.items()}
         save_file(arrays, folder / f"round_{number:06d}.new")
         answers = self.answers
+        each = zip(
+            answers.prompts,
+            answers.answers,
+            answers.texts,
+            answers.finished,
+            self.arrays["scores"],
+            self.kl,
+            strict=True,
+        )
         plain = {
             "beta": self.beta,
+            "seconds": dict(self.seconds),
             "rows": self.rows,
             "answers": [
-                {"prompt": p, "tokens": a, "text": t, "finished": f, "score": float(s), "kl": float(kl)}
-                for p, a, t, f, s, kl in zip(
-                    answers.prompts,
-                    answers.answers,
-                    answers.texts,
-                    answers.finished,
-                    self.arrays["scores"],
-                    self.kl.sum(-1),
-                    strict=True,
-                )
+                {
+                    "prompt": prompt,
+                    "tokens": ids,
+                    "text": text,
+                    "finished": finished,
+                    "score": float(score),
+                    "kl": float(kl.sum()),
+                    "token_kl": [round(float(x), 4) for x in kl[len(prompt) - 1 : len(prompt) - 1 + len(ids)]],
+                }
+                for prompt, ids, text, finished, score, kl in each
             ],
         }
         atomic_write(folder / f"round_{number:06d}.json", json.dumps(plain, ensure_ascii=False))
@@ -96,6 +107,7 @@ class Round:
             apart={n.removeprefix("reward/"): values for n, values in arrays.items() if n.startswith("reward/")},
             rows=plain["rows"],
             beta=plain["beta"],
+            seconds=plain.get("seconds", {}),
         )
 
 
@@ -202,6 +214,7 @@ def trained_values(rl: RL, current: Round, mask: np.ndarray) -> tuple[dict[str, 
         "answer_tokens": mask.sum(-1).mean(),
         "unfinished": 1 - np.mean(current.answers.finished),
         **(engine_difference(difference, mask) if not rl.quantiles else {}),
+        **{f"seconds/{phase}": seconds for phase, seconds in current.seconds.items()},
         **{f"reward_{name}": scores.mean() for name, scores in current.apart.items() if len(current.apart) > 1},
     }
     if rl.samples > 1:

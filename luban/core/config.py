@@ -23,6 +23,7 @@ from luban.core.log import warn
 from luban.core.registry import Variant
 
 T = TypeVar("T")
+UNSHOWN = {"shown": False}  # metadata of a field that a verb sets itself, which `--help` leaves out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,10 +256,13 @@ def _build_variant(family: type[Variant], value: Any, where: str) -> Any:
 def _take_over(
     family: type[Variant], chosen: type, fields: dict[str, Any], inherited: frozenset[str], choice: str
 ) -> dict[str, Any]:
-    """`fields` without those inherited from another variant that the chosen one doesn't have; both kinds are said. One that
-    no variant has stays, to be refused."""
+    """`fields` without those inherited from another variant that the chosen one doesn't have; both kinds are said, but for fields
+    that all variants share with one meaning and default. One that no variant has stays, to be refused."""
     own = {f.name for f in dataclasses.fields(chosen) if f.init}
-    kept = sorted(inherited & own)
+    base = dataclasses.fields(family) if dataclasses.is_dataclass(family) else ()
+    shared = {f.name: (f.default, f.default_factory) for f in base}
+    same = {f.name for f in dataclasses.fields(chosen) if (f.default, f.default_factory) == shared.get(f.name)}
+    kept = sorted((inherited & own) - same)
     others = {f.name for variant in family.registry.values() for f in dataclasses.fields(variant)}
     left = sorted((inherited - own) & others)
     words = [f"keeps {', '.join(f'{name} = {fields[name]}' for name in kept)} from the type before"] * bool(kept)

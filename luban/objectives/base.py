@@ -114,12 +114,17 @@ class Objective(Variant):
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the supported bodies
     heads: ClassVar[tuple[str, ...]]  # … and of the supported heads
+    shown: ClassVar[tuple[str, ...]] = ("loss",)  # what the progress line shows of a step's figures
     # each token is predicted exactly once from its left context, so bits per byte is defined
     reads_whole_text: ClassVar[bool] = False
     two_positions: ClassVar[bool] = False  # batches have two positions per token, (B, 2, T)
     varies_rows: ClassVar[bool] = (
         False  # the number of rows that go through the model at once differs between micro-batches
     )
+
+    def told(self, figures: Mapping[str, float]) -> str:
+        """What the progress line shows of a step."""
+        return "  ".join(f"{name} {figures[name]:.3f}" for name in self.shown if name in figures)
 
     def extra_ids(self) -> int:
         """Number of ids needed beyond the tokenizer's."""

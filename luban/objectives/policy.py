@@ -31,6 +31,7 @@ class Policy(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
+    shown = ("reward", "kl")
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -110,6 +111,7 @@ class PolicyLoss(TokenLogprobs):
             "clipped_share": (outside.sum(), tokens),
             "ratio": (torch.where(mask, ratio, 0.0).sum(), tokens),
             "ratio_max": (torch.where(mask, ratio, 0.0).amax(), torch.ones_like(tokens)),
+            "ratio_min": (torch.where(mask, ratio, torch.inf).amin().nan_to_num(posinf=1.0), torch.ones_like(tokens)),
         }
         logged = {name.removeprefix(LOGGED): value for name, value in batch.items() if name.startswith(LOGGED)}
         return found | {name: (value.sum(), rows) for name, value in logged.items()}

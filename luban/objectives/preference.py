@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from luban.core.errors import ConfigError
-from luban.data.collate.preference import PreferenceRows
+from luban.core.errors import ConfigError, DataError
+from luban.data.collate.preference import PreferenceRows, require_answers
+from luban.data.groups import Groups
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
@@ -29,14 +30,30 @@ class Preference(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
+    shown = ("loss", "accuracy")
 
     def __post_init__(self):
         if not 0 <= self.sft < float("inf"):
             raise ConfigError(f"objective.sft is a factor from 0 on, {self.sft} given")
 
+    def require_data(self, shards: Shards) -> None:
+        """Raise DataError for shards whose preferences the loss can't be trained on."""
+        groups, (least, most) = Groups.open(shards), self._answers
+        require_answers(groups, f"shards {shards.path}", least=least, most=most)
+        if not self.method.soft and (soft := int((groups.probabilities != 1).sum())):
+            raise DataError(
+                f"shards {shards.path} hold {soft} soft labels (`probability`), which this loss doesn't read: leave the column "
+                f"out, or train by objective.method.type dpo, ipo, hinge, orpo or simpo"
+            )
+
+    @property
+    def _answers(self) -> tuple[int, int | None]:
+        """Answers that a prompt has at least, and at most."""
+        return (2, 2) if self.method.paired else (1, None)
+
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """A group a row."""
-        least, most = (2, 2) if self.method.paired else (1, None)
+        least, most = self._answers
         return PreferenceRows(shards, seq_len, least=least, most=most, mismatches=self.method.mismatches)
 
     def loss(self, model: nn.Module, attention: AttentionBackend | None = None) -> LossModule:

@@ -31,14 +31,17 @@ def dpo_loss(margin: Tensor, beta: float, probability: Tensor) -> Tensor:
     return soft_log_sigmoid_loss(beta * margin, probability)
 
 
-def ipo_loss(margin: Tensor, beta: float) -> Tensor:
-    """(margin − 1 / 2β)² (Azar et al. 2024, equation 17)."""
-    return (margin - 1 / (2 * beta)).square()
+def ipo_loss(margin: Tensor, beta: float, probability: Tensor) -> Tensor:
+    """(margin − 1 / 2β)² (Azar et al. 2024, equation 17), p times that of the label and 1 − p times that of its opposite."""
+    target = 1 / (2 * beta)
+    return probability * (margin - target).square() + (1 - probability) * (-margin - target).square()
 
 
-def hinge_loss(margin: Tensor, beta: float) -> Tensor:
-    """max(0, 1 − β · margin) (Zhao et al. 2023, SLiC, equation 1, on log-ratios)."""
-    return (1 - beta * margin).clamp_min(0)
+def hinge_loss(margin: Tensor, beta: float, probability: Tensor) -> Tensor:
+    """max(0, 1 − β · margin) (Zhao et al. 2023, SLiC, equation 1, on log-ratios), p times that of the label and 1 − p times that
+    of its opposite."""
+    right, wrong = (1 - beta * margin).clamp_min(0), (1 + beta * margin).clamp_min(0)
+    return probability * right + (1 - probability) * wrong
 
 
 def kto_loss(
@@ -114,6 +117,7 @@ class PreferenceLoss(Variant):
         },
     )
     needs_reference: ClassVar[bool] = True
+    soft: ClassVar[bool] = True  # reads the probability that a label is right
     paired: ClassVar[bool] = True  # groups of two answers; else of any number
     mismatches: ClassVar[bool] = False  # each prompt is also read with another prompt's answer
 
@@ -151,7 +155,7 @@ class IPO(PreferenceLoss):
     beta: float = 0.1  # τ of the paper
 
     def __call__(self, answers: AnswerLogprobs) -> Tensor:
-        return ipo_loss(answers.margins, self.beta)
+        return ipo_loss(answers.margins, self.beta, answers.probabilities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +165,17 @@ class Hinge(PreferenceLoss):
     beta: float = 0.1  # one over the margin that is asked for
 
     def __call__(self, answers: AnswerLogprobs) -> Tensor:
-        return hinge_loss(answers.margins, self.beta)
+        return hinge_loss(answers.margins, self.beta, answers.probabilities)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(PreferenceLoss):
-    """Kahneman–Tversky optimisation: answers one by one, wanted or not; of several answers to a prompt the best are wanted. z₀ is estimated on each micro-batch, from prompts with
-    answers to other prompts (section 4.1), so that here alone accumulation changes the loss."""
+    """Kahneman–Tversky optimisation: answers one by one, wanted or not; of several answers to a prompt the best are wanted.
 
+    z₀ is estimated on each micro-batch, from prompts with answers to other prompts (section 4.1), so that here alone
+    accumulation changes the loss."""
+
+    soft = False
     paired = False
     mismatches = True
     beta: float = 0.1  # strength of the tie to the reference

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from luban.core.errors import ConfigError
-from luban.data.collate.preference import PreferenceRows
+from luban.core.errors import ConfigError, DataError
+from luban.data.collate.preference import PreferenceRows, require_answers
+from luban.data.groups import Groups
 from luban.data.packing import Packing
 from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
@@ -26,13 +27,12 @@ class Ranking(Objective):
 
     margin: Margin = "none"  # by which grades must be told apart: none, or Llama 2's small or large table
     center: float = 0.0  # factor on the mean squared score, which keeps scores near 0 (Eisenstein et al. 2023)
-
-    language: float = (
-        0.0  # factor on −log π a token of the best answers: one model that ranks and writes (a tied decoder)
-    )
+    # factor on −log π a token of the best answers: one model that ranks and writes (a tied decoder)
+    language: float = 0.0
 
     bodies = ("decoder", "encoder")
     heads = ("value",)
+    shown = ("loss", "accuracy")
 
     def __post_init__(self):
         if not (0 <= self.center < float("inf") and 0 <= self.language < float("inf")):
@@ -51,6 +51,16 @@ class Ranking(Objective):
     def examples(self, shards: Shards, *, seq_len: int, seed: int, packing: str) -> Packing:
         """A group a row."""
         return PreferenceRows(shards, seq_len, least=2)
+
+    def require_data(self, shards: Shards) -> None:
+        """Raise DataError for shards whose preferences can't be ranked, or that have no grades where margins are asked for."""
+        groups = Groups.open(shards)
+        require_answers(groups, f"shards {shards.path}", least=2, most=None)
+        if self.margin != "none" and not (groups.grades >= 0).any():
+            raise DataError(
+                f"objective.margin {self.margin} reads grades, and no row of shards {shards.path} has one: add `grade` (0, "
+                f"significantly better, to 3, negligibly) to the rows, or leave objective.margin out"
+            )
 
     def measured(self) -> Ranking:
         """The ranking loss alone."""

@@ -14,6 +14,7 @@ from luban.core.errors import ArtifactError, DataError
 from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.core.whole_directory import INCOMPLETE
+from luban.report.alignment_run import alignment_charts, reward_chart, reward_model_rows, rollouts_of
 from luban.report.chart import Chart, Level, Series, draw, smooth
 from luban.report.goodput import failures_line, goodput_rows
 from luban.report.predicted_vs_measured import predicted_vs_measured
@@ -25,7 +26,12 @@ HEADLINES = {  # artifact kind → figures worth a line in its box, the first th
     "corpus": (("documents", "{:,} documents"),),
     "tokenizer": (("vocab_size", "{:,} tokens"),),
     "shards": (("tokens", "{:,} tokens"),),
-    "run": (("heldout_loss", "held-out loss {:.3f}"), ("bits_per_byte", "{:.3f} bits per byte")),
+    "run": (
+        ("accuracy", "accuracy {:.1%}"),
+        ("heldout_reward", "held-out reward {:.3f}"),
+        ("heldout_loss", "held-out loss {:.3f}"),
+        ("bits_per_byte", "{:.3f} bits per byte"),
+    ),
     "evaluation": (
         ("which_module_accuracy", "which module: {:.0%}"),
         ("bits_per_byte", "{:.3f} bits per byte"),
@@ -124,6 +130,7 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     rows = read_metrics(found.path / "metrics.jsonl") if (found.path / "metrics.jsonl").is_file() else []
     if not rows:
         return None
+    own = found.manifest.figures
     measured = [row for row in rows if row.get("bits_per_byte") and row.get("heldout_loss")]
     scale = measured[-1]["bits_per_byte"] / measured[-1]["heldout_loss"] if measured else 1.0
     steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
@@ -137,7 +144,7 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     main = Chart(
         f"{found.name}: loss",
         "step",
-        "bits per byte" if measured else "loss, nats a token",
+        "bits per byte" if measured else "loss" if "accuracy" in rows[0] else "loss, nats a token",
         [
             Series("each step", train, "a", faint=True),
             Series("training, smoothed", smooth(train, max(SMOOTHED_STEPS, SMOOTHED_SHARE * steps)), "a"),
@@ -154,12 +161,14 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     return {
         "title": f"Learning: {found.name}",
         "about": about,
-        "main": _picture(main),
-        "small": [p for p in map(_picture, _small_charts(rows)) if p["svg"]],
-        "predicted_vs_measured": predicted_vs_measured(found.manifest.figures, rows),
-        "goodput": goodput_rows(found.manifest.figures),
-        "failures": failures_line(found.manifest.figures),
-        "caveats": [str(caveat) for caveat in found.manifest.figures.get("prediction_caveats", ())],
+        "main": _picture(reward_chart(found.name, rows) or main),
+        "small": [p for p in map(_picture, [*alignment_charts(rows, own), *_small_charts(rows)]) if p["svg"]],
+        "reward_model": reward_model_rows(own),
+        "rollouts": rollouts_of(found.path),
+        "predicted_vs_measured": predicted_vs_measured(own, rows),
+        "goodput": goodput_rows(own),
+        "failures": failures_line(own),
+        "caveats": [str(caveat) for caveat in own.get("prediction_caveats", ())],
     }
 
 

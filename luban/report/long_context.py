@@ -30,6 +30,8 @@ def long_context_sections(evaluations: Sequence[Found]) -> list[dict[str, Any]]:
                     "about": about,
                     "main": None,
                     "small": pictures,
+                    "reward_model": [],
+                    "rollouts": None,
                     "predicted_vs_measured": [],
                     "goodput": [],
                 }

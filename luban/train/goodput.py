@@ -10,7 +10,7 @@ from contextlib import contextmanager
 KINDS = {
     "compute": "forward and backward passes, updates, validation",
     "communication": "waiting in collectives (on a GPU those that overlap count as compute)",
-    "data": "waiting for batches",
+    "data": "waiting for batches; in reinforcement learning, making rounds of answers",
     "checkpoint": "copying the state, and waiting until it is written",
     "lost": "steps that were done again, and recovery from failures",
     "idle": "start, waiting for workers, and the end",

@@ -37,7 +37,7 @@ from luban.train.spikes import Spike, SpikeDetector
 from luban.train.state import TrainState
 from luban.train.step_figures import step_figures
 from luban.train.timed import time_communication
-from luban.train.validate import Validator
+from luban.train.validate import Measure, Validator
 
 WARN_AFTER = 3  # validations without improvement before a warning
 # steps submitted to a CUDA device before the oldest is synchronized, so that it never waits for the host
@@ -87,6 +87,7 @@ class Loop:
             time_communication(parts.engine, self.goodput)
         self.art, self.parts, self.recipe, self.state = art, parts, parts.recipe, parts.state
         self.engine, self.world = parts.engine, parts.engine.world
+        self.measure = Measure() if parts.validator is None else parts.validator.measure
         self.account = RunAccount.of(art.figures, self.goodput, self.engine.device, self.world.size)
         self.agreed_stop = False  # some process of the run was asked to stop, and all know it
         self.saving = RunCheckpoints(art, self.world, self.recipe.checkpoint.keep)
@@ -262,7 +263,8 @@ class Loop:
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
-        bar.advance(1, f"loss {result.loss:.3f}  {count(float(rate))} tokens/s")
+        told = self.recipe.objective.told({"loss": result.loss, **result.metrics})
+        bar.advance(1, f"{told}  {count(float(rate))} tokens/s")
         step = self.synchronized
         if not ends and step % train.log_every and step != 1 and step != self.count.total(step):
             return
@@ -350,10 +352,11 @@ class Loop:
         if at.best_step is None or not validation.every:
             return False
         waited, total = (at.step - at.best_step) // validation.every, self.count.total(at.step)
-        status = f"held-out loss has not improved for {waited} validations (lowest: {at.best_loss:.3f} at step {at.best_step})"
+        words, best = self.measure, self.measure.best_value(at.best_loss)
+        status = f"{words.name} has not improved for {waited} validations ({words.best}: {best} at step {at.best_step})"
         if not validation.patience:
             if waited == WARN_AFTER and at.step < total:
-                warn(f"{status}: the model is overfitting; use --validation.patience to stop early")
+                warn(f"{status}: {words.no_better}; use --validation.patience to stop early")
             return False
         steps = self.recipe.schedule.ends_early(at.step, total)
         if waited < validation.patience or steps >= total:
@@ -376,11 +379,11 @@ class Loop:
         # extra checkpoints, excluded from the content hash
         self.art.volatile += tuple(f"{FOLDER}/{name}/*" for name in every if name not in named)
         if at.best_step is not None and at.best_step != self.saving.last:  # loading the run loads the best checkpoint
-            best = read_manifest(self.checkpoints.path(at.best_step))
-            self.art.note(weights_hash=best.figures["weights_hash"])
+            found = read_manifest(self.checkpoints.path(at.best_step))
+            self.art.note(weights_hash=found.figures["weights_hash"])
             say(
-                f"lowest held-out loss was at step {at.best_step} ({at.best_loss:.3f}); loading the run loads that "
-                f"checkpoint. Last: {self.checkpoints.path(at.step).name}"
+                f"{self.measure.best} {self.measure.name} was at step {at.best_step} ({self.measure.best_value(at.best_loss)}); loading the run loads that checkpoint. Last: "
+                f"{self.checkpoints.path(at.step).name}"
             )
         self.art.note(
             parameters=sum(p.numel() for p in self.engine.params.working.values()),

@@ -48,15 +48,8 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     if not recipe.init:
         return Start(spec=_check(described_spec(recipe, shards, vocabulary), recipe))
     model = model or load_model(recipe.init)
-    if model.tokenizer is not None:
-        recipe.require_tokenizer(shards, model.tokenizer)
-    spec = model.spec
-    if spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
-        raise ConfigError(
-            f"model {recipe.init} has a vocabulary of {spec.vocab_size}, shards {shards.path} "
-            f"of {vocabulary}: pack the data with the model's tokenizer"
-        )
-    weights = state_of(model.module)
+    require_fitting(recipe, shards, model)
+    spec, weights = model.spec, state_of(model.module)
     if set(recipe.model.given) == {"head"}:
         spec, weights = with_head(recipe, spec, weights)
     elif recipe.model.given:
@@ -67,11 +60,6 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     parents = (parent_of(recipe.init, model),)
     if recipe.adapter is None:
         return Start(spec=checked, weights=weights, parents=parents)
-    if adapters_of(model.module):
-        raise ConfigError(
-            f"{recipe.init} is an adapter over another model: train over its merged weights (luban export "
-            f"{recipe.init} --merge --out DIR)"
-        )
     adapter = recipe.adapter
     if spec.head != model.spec.head:  # a tied output layer, which is no tensor of its own, isn't among them
         new = (name.rpartition(".")[0] for name in weights if name.startswith("head."))
@@ -79,6 +67,28 @@ def choose_start(recipe: Recipe, shards: Shards, model: LoadedModel | None = Non
     weights = weights | adapter.initial(spec, weights, recipe.train.seed)
     base = weights_hash(state_of(model.module))
     return Start(spec=checked, weights=weights, parents=parents, base=base, adapter=adapter)
+
+
+def require_fitting(recipe: Recipe, shards: Shards, model: LoadedModel) -> None:
+    """Refuse a model of `recipe.init` that these shards or the recipe's adapter don't fit; costs nothing.
+
+    Raises:
+        LineageError: it was made with another tokenizer than the shards.
+        ConfigError: its vocabulary is smaller than the data's, or it is an adapter over another model.
+    """
+    if model.tokenizer is not None:
+        recipe.require_tokenizer(shards, model.tokenizer)
+    vocabulary = shards.vocab_size + recipe.objective.extra_ids()
+    if model.spec.vocab_size < vocabulary:  # a larger one has rows to spare, as foreign models do
+        raise ConfigError(
+            f"model {recipe.init} has a vocabulary of {model.spec.vocab_size}, shards {shards.path} "
+            f"of {vocabulary}: pack the data with the model's tokenizer"
+        )
+    if recipe.adapter is not None and adapters_of(model.module):
+        raise ConfigError(
+            f"{recipe.init} is an adapter over another model: train over its merged weights (luban export "
+            f"{recipe.init} --merge --out DIR)"
+        )
 
 
 def parent_of(init: str, model: LoadedModel) -> Parent:

@@ -30,6 +30,20 @@ class Validation:
         return row if self.bits_per_byte is None else {**row, "bits_per_byte": self.bits_per_byte}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What a validator measures, in words."""
+
+    name: str = "held-out loss"
+    best: str = "lowest"
+    sign: int = 1  # −1: the loss is what is measured, negated
+    no_better: str = "the model is overfitting"  # what it means that there is no improvement
+
+    def best_value(self, loss: float | None) -> str:
+        """The best value, of the loss that a validation gave."""
+        return "none" if loss is None else f"{self.sign * loss:.3f}"
+
+
 class Validator:
     """Measures the same held-out batches each time.
 
@@ -42,6 +56,8 @@ class Validator:
     Args:
         tasks: share and rows of each.
     """
+
+    measure = Measure()
 
     def __init__(
         self,

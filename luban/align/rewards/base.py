@@ -15,6 +15,11 @@ from luban.core.errors import ConfigError, TrainingError, UsageError
 from luban.core.hashing import data_sha256, file_sha256
 from luban.tokenizer.tokenizer import Tokenizer
 
+NAMES = (
+    "RM (a run of luban reward), guarded:SAFETY:HELPFULNESS (two of them), judge:MODEL, file.py:function, gsm8k, "
+    "facts[:PENALTY], regex:PATTERN, unit_tests or an http address"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -68,8 +73,7 @@ def open_rewards(
     """The rewards of a recipe.
 
     Args:
-        names: each a reward model's directory, guarded:SAFETY:HELPFULNESS (two of them), file.py:function, gsm8k,
-            facts[:PENALTY], regex:PATTERN, unit_tests or an http(s) address.
+        names: see `NAMES`.
         tokenizer, owner: of the policy, which reward models must share; what it is called.
         timeout: seconds that a function, a test or an endpoint has for one answer.
 
@@ -78,9 +82,7 @@ def open_rewards(
         LineageError: a reward model with another vocabulary or chat template.
     """
     if not names:
-        raise UsageError(
-            "no reward: give --reward RM (a run of luban reward), file.py:function, gsm8k, facts or regex:PATTERN"
-        )
+        raise UsageError(f"no reward: give --reward {NAMES}")
     if weights and len(weights) != len(names):
         raise ConfigError(f"{len(names)} rewards need as many reward_weights, {len(weights)} given")
     made = tuple(_open(name, tokenizer, owner, device, timeout) for name in names)
@@ -93,6 +95,7 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
     from luban.align.rewards.endpoint import Endpoint
     from luban.align.rewards.function import FunctionReward
     from luban.align.rewards.guarded import GuardedReward, split_name
+    from luban.align.rewards.judge import JudgeReward
     from luban.align.rewards.model import ModelReward
     from luban.align.rewards.verifiers import GSM8K, Facts, Pattern, UnitTests
 
@@ -106,6 +109,8 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
         return Pattern(name.removeprefix("regex:"))
     if name.startswith(("http://", "https://")):
         return Endpoint(name, timeout)
+    if name.startswith("judge:"):
+        return JudgeReward.open(name, device, timeout)
     if name.startswith("guarded:"):
         safety, helpfulness, least = split_name(name)
         models = (_open(each, tokenizer, owner, device, timeout) for each in (safety, helpfulness))
@@ -114,10 +119,7 @@ def _open(name: str, tokenizer: Tokenizer, owner: str, device: str, timeout: flo
     if colon and file.endswith(".py"):
         return FunctionReward(Path(file), function, timeout)
     if not Path(name).exists():
-        raise UsageError(
-            f"there is no reward '{name}': give a run of luban reward, guarded:SAFETY:HELPFULNESS (two runs), "
-            f"file.py:function, gsm8k, facts, regex:PATTERN, unit_tests or an http address"
-        )
+        raise UsageError(f"there is no reward '{name}': give --reward {NAMES}")
     return ModelReward(name, tokenizer, owner, device)
 
 
@@ -126,6 +128,8 @@ def identity(name: str) -> str:
     a model or of a function's file, else its name."""
     if name.startswith("guarded:"):
         return ":".join(["guarded", *map(identity, name.split(":")[1:])])
+    if name.startswith("judge:"):
+        return f"judge:{identity(name.removeprefix('judge:'))}"
     file, colon, function = name.rpartition(":")
     if colon and file.endswith(".py") and Path(file).is_file():
         return f"{function} {file_sha256(Path(file))[:16]}"

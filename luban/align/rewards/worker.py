@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
@@ -19,9 +21,13 @@ def main() -> None:
         module = importlib.util.module_from_spec(spec)
         sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
         spec.loader.exec_module(module)
-        call = getattr(module, function)
     except BaseException as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=replies)
+        return
+    call: Callable[..., Any] | None = getattr(module, function, None)
+    if not callable(call):
+        found = ", ".join(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
+        print(json.dumps({"error": f"there is no such function in the file, but {found or 'none'}"}), file=replies)
         return
     print(json.dumps({"ready": True}), file=replies)
     for line in sys.stdin:

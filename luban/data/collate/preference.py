@@ -37,6 +37,21 @@ class PreferenceBatch(Batch):
         return int(self.present.any(-1).sum())
 
 
+def require_answers(groups: Groups, owner: str, *, least: int, most: int | None) -> None:
+    """Raise DataError where a prompt has fewer answers than `least` or more than `most`; says what would be right."""
+    amounts = np.diff(groups.first)
+    if int(amounts.min(initial=least)) < least:
+        raise DataError(
+            f"{owner} hold {int((amounts < least).sum())} single answers (completion and label), and answers to a prompt are "
+            f"compared here: leave these rows out, or train on them by luban dpo … --objective.method.type kto"
+        )
+    if most is not None and groups.largest > most:
+        raise DataError(
+            f"{owner} hold rankings of up to {groups.largest} answers, and this loss takes pairs: make pairs of them by luban "
+            f"data feedback FILE --use pairs, or train by --objective.method.type kto"
+        )
+
+
 class PreferenceRows:
     """A group a row.
 
@@ -54,12 +69,8 @@ class PreferenceRows:
         self, shards: Shards, seq_len: int, *, least: int = 1, most: int | None = None, mismatches: bool = False
     ):
         self.shards, self.groups = shards, Groups.open(shards)
+        require_answers(self.groups, f"shards {shards.path}", least=least, most=most)
         sizes, amounts = np.diff(shards.offsets), np.diff(self.groups.first)
-        if (most is not None and self.groups.largest > most) or int(amounts.min(initial=least)) < least:
-            raise DataError(
-                f"shards {shards.path} have groups of {int(amounts.min())} to {self.groups.largest} answers, and this "
-                f"objective takes {least} to {most or 'any number'}"
-            )
         owner = np.repeat(np.arange(self.groups.count), amounts)
         longest = np.zeros(self.groups.count, dtype=np.int64)
         np.maximum.at(longest, owner, sizes)

@@ -10,22 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import write_byte_tokenizer
 
 from luban import Engine, Sampling
 from luban.adapters.lora import LoRA
 from luban.align.dpo import DPORecipe, dpo
+from luban.align.preferences import as_preference_shards, heldout_prompts
 from luban.align.prompts import prompt_ids
 from luban.align.reward import RewardRecipe, reward
 from luban.align.scoring import RewardModel, score_file
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import read_manifest
 from luban.core.config import from_dict
-from luban.core.errors import ConfigError, DataError, LineageError, UnsupportedError, UsageError
+from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UnsupportedError, UsageError
+from luban.core.hashing import data_sha256
 from luban.data.groups import Groups
 from luban.data.shards import Shards
 from luban.load.model import load_model
 from luban.models.build import state_of
 from luban.objectives.ranking import Ranking
+from luban.tokenizer.tokenizer import load_tokenizer
 
 TINY = {
     "optim": {"type": "adamw", "lr": 5e-3},
@@ -191,6 +195,89 @@ def test_reference_logprobs_are_computed_once_and_bound_to_the_model(tiny_checkp
     other = replace(recipe, reference=str(changed), data=replace(recipe.data, path=str(stored)))
     with pytest.raises(LineageError, match=r"give --data\.path the \.jsonl file"):
         dpo(other, tmp_path / "other")
+
+
+RANKING = {"prompt": "say 1", "responses": ["a", "b", "c"], "ranks": [3, 2, 1]}
+LABEL = {"prompt": "say 1", "completion": "a", "label": True}
+SOFT = {"prompt": "say 1", "chosen": "a", "rejected": "b", "probability": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("row", "method", "message"),
+    [
+        (
+            RANKING,
+            "dpo",
+            "rankings of up to 3 answers, and this loss takes pairs: make pairs of them by luban data feedback",
+        ),
+        (LABEL, "simpo", r"2 single answers \(completion and label\)"),
+        (SOFT, "kto", r"hold 2 soft labels \(`probability`\), which this loss doesn't read"),
+    ],
+)
+def test_rows_that_a_loss_does_not_read_are_refused_before_the_reference_is(
+    tiny_checkpoint, tmp_path, monkeypatch, row, method, message
+):
+    monkeypatch.setattr("luban.align.reference.reference_logprobs", None)  # calling it would raise a TypeError
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    with pytest.raises(DataError, match=message):
+        dpo(preferring(tiny_checkpoint, tmp_path / "rows.jsonl", type=method), tmp_path / "run")
+    assert not (tmp_path / "run.data").exists()
+
+
+def test_a_run_of_another_reference_is_refused_before_log_probabilities_are_computed(
+    tiny_checkpoint, pairs, tmp_path, monkeypatch
+):
+    recipe = preferring(tiny_checkpoint, pairs)
+    recipe = replace(recipe, train=replace(recipe.train, steps=1))
+    run = dpo(recipe, tmp_path / "run")
+    adapted = dpo(replace(recipe, adapter=LoRA(rank=2)), tmp_path / "adapted")
+    (tmp_path / "more.jsonl").write_text(pairs.read_text() + json.dumps(SOFT) + "\n")
+    monkeypatch.setattr("luban.align.reference.reference_logprobs", None)
+    for other, message in (
+        (replace(recipe, reference=str(run)), "in which the reference differed"),
+        (replace(recipe, data=replace(recipe.data, path=str(tmp_path / "more.jsonl"))), "the preferences differed"),
+        (replace(recipe, train=replace(recipe.train, seq_len=48)), r"train\.precision or train\.seq_len differed"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            dpo(other, tmp_path / "run")
+    with pytest.raises(ConfigError, match="is an adapter over another model: train over its merged weights"):
+        dpo(replace(recipe, init=str(adapted), adapter=LoRA(rank=2)), tmp_path / "over")
+
+
+def test_shards_of_another_tokenizer_are_refused_before_a_model_reads_them(
+    tiny_checkpoint, pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("luban.align.reference.reference_logprobs", None)
+    write_byte_tokenizer(tmp_path / "tokenizer")
+    template = tmp_path / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{{ '' }}")
+    other = as_preference_shards(pairs, load_tokenizer(tmp_path / "tokenizer"), tmp_path / "cache", 0)
+    for train in (dpo, reward):
+        recipe = (preferring if train is dpo else rewarding)(tiny_checkpoint, other)
+        with pytest.raises(LineageError, match="made with different tokenizers"):
+            train(recipe, tmp_path / "run")
+
+
+def test_held_out_pairs_that_are_all_too_long_leave_a_run_without_validation(tiny_checkpoint, pairs, tmp_path, capsys):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    heldout = heldout_prompts([row["prompt"] for row in rows], 0)
+    for row in rows:
+        if data_sha256(row["prompt"]) in heldout:
+            row["chosen"] *= 60
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = preferring(tiny_checkpoint, pairs)
+    run = dpo(replace(recipe, train=replace(recipe.train, steps=2)), tmp_path / "run")
+    assert read_manifest(run).figures["step"] == 2
+    assert "training without validation: every heldout text" in capsys.readouterr().err
+
+
+def test_options_that_would_do_nothing_are_refused(tiny_checkpoint, pairs, tmp_path):
+    for method in ("orpo", "simpo"):
+        with pytest.raises(ConfigError, match=f"{method} compares with no reference: leave --reference out"):
+            replace(preferring(tiny_checkpoint, pairs, type=method), reference="model")
+    recipe = replace(rewarding(tiny_checkpoint, pairs), objective=Ranking(margin="small"))
+    with pytest.raises(DataError, match=r"objective\.margin small reads grades, and no row of shards"):
+        reward(recipe, tmp_path / "rm")
 
 
 def test_another_reference_is_another_loss(tiny_checkpoint, pairs, tmp_path):

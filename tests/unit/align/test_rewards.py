@@ -14,8 +14,10 @@ import pytest
 from luban.align.rewards.base import Answer, Rewards, identity, open_rewards
 from luban.align.rewards.function import FunctionReward
 from luban.align.rewards.guarded import GuardedReward, combine, split_name
+from luban.align.rewards.judge import JudgeReward
 from luban.align.rewards.verifiers import GSM8K, Pattern, UnitTests, last_number
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
+from luban.evals.judges.base import Grade
 
 
 def answer(text: str, **row) -> Answer:
@@ -73,6 +75,38 @@ def test_guarded_rewards_are_named_by_their_models(tmp_path):
     (tmp_path / "s").write_text("one")
     before = identity(f"guarded:{tmp_path / 's'}:h")
     assert before == identity(f"guarded:{tmp_path / 's'}:h") != identity(f"guarded:{tmp_path / 'other'}:h")
+
+
+def test_a_judges_grade_is_a_reward():
+    (reward,) = open_rewards(["judge:rule:longest"], [], None, "policy", "cpu", 1.0).rewards  # type: ignore[arg-type]
+    said = [answer("four", prompt="q"), answer("eleven more", prompt=[{"role": "user", "content": "q"}])]
+    assert reward.scores(said) == [4.0, 11.0] and reward.name == "judge_rule_longest"
+    (reward,) = open_rewards(["judge:rule:reference"], [], None, "policy", "cpu", 1.0).rewards  # type: ignore[arg-type]
+    assert reward.scores([answer("red", prompt="q", reference="red"), answer("red", prompt="q")]) == [1.0, 0.0]
+    with pytest.raises(UsageError, match="names no judge"):
+        open_rewards(["judge:"], [], None, "policy", "cpu", 1.0)  # type: ignore[arg-type]
+
+
+def test_a_judge_reads_the_whole_conversation_and_one_without_a_grade_is_named():
+    class Asked:
+        name, read = "judge", []
+
+        def grade(self, answers):
+            self.read += answers
+            return [Grade(grade=None, text="I would rather not") for _ in answers]
+
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    with pytest.raises(TrainingError, match=r"judge gave no grade to the answer 'd': it said 'I would rather not'"):
+        JudgeReward(Asked()).scores([answer("d", messages=talk)])  # type: ignore[arg-type]
+    assert Asked.read[0].prompt == "user: a\n\nassistant: b\n\nuser: c"
+
+
+def test_a_small_model_grades_by_likelihood_from_1_to_10(tiny_checkpoint):
+    judge = f"judge:{tiny_checkpoint}"
+    (reward,) = open_rewards([judge], [], None, "policy", "cpu", 1.0).rewards  # type: ignore[arg-type]
+    scores = reward.scores([answer(text, prompt="q") for text in ("a", "b", "a")])
+    assert all(1 <= score <= 10 for score in scores) and scores[0] == pytest.approx(scores[2], abs=1e-4)
+    assert identity(judge) == identity(judge) != identity("judge:rule:longest")
 
 
 def test_regular_expressions():
@@ -163,7 +197,7 @@ def test_a_function_is_called_and_one_that_fails_is_named_and_bounded(tmp_path):
     with pytest.raises(TrainingError, match="reward nan gave nan"):
         Rewards((nan,), (1.0,)).scores(asked)
     nan.close()
-    with pytest.raises(ConfigError, match="no attribute 'other'"):
+    with pytest.raises(ConfigError, match="no such function in the file, but good, broken, slow, nan"):
         FunctionReward(file, "other", 1.0)
 
 

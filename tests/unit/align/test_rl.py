@@ -63,6 +63,12 @@ def test_a_run_logs_what_is_asked_and_its_first_ratio_is_1(recipe, tmp_path, kin
     assert {"reward", "kl", "entropy", "clipped_share", "engine_difference", "unfinished"} <= rows[0].keys()
     assert rows[0]["ratio"] == pytest.approx(1, abs=1e-4) and rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert rows[0]["engine_difference"] < 1e-4
+    assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in rows)
+    assert all(row[f"seconds/{phase}"] > 0 for row in rows for phase in ("sampling", "scoring", "reading"))
+    kept = json.loads((out / "rollouts" / "round_000000.json").read_text())["answers"]
+    assert all(
+        len(a["token_kl"]) == len(a["tokens"]) and sum(a["token_kl"]) == pytest.approx(a["kl"], abs=1e-3) for a in kept
+    )
     assert load_model(out).spec.head.registry.name_of(type(load_model(out).spec.head)) == "language_model"
     assert read_manifest(out).config["task"] == "rl"
 
@@ -101,11 +107,35 @@ def test_a_policy_out_of_bounds_stops_with_the_last_good_checkpoint_named(recipe
     assert Path(named).name in {CheckpointManager(Path(named).parents[1]).path(s).name for s in range(1, 5)}
 
 
+def test_a_bound_that_the_first_model_is_beyond_says_so(recipe, tmp_path):
+    recipe = replace(recipe, rl=replace(recipe.rl, min_entropy=50.0))
+    with pytest.raises(TrainingError, match="That is so of the model before training: choose another bound"):
+        rl(recipe, tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_told_by_its_reward_and_not_by_a_loss(recipe, tmp_path, capsys):
+    rows = "".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(40))  # two are held out
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    (tmp_path / "reward.py").write_text("def short(prompt, answer, row):\n    return -1 - len(answer)\n")
+    still = replace(recipe, optim=replace(recipe.optim, lr=1e-30), reward=(f"{tmp_path / 'reward.py'}:short",))
+    run = rl(replace(still, validation=replace(recipe.validation, every=2)), tmp_path / "run")
+    heldout = [
+        row["heldout_reward"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "heldout_reward" in row
+    ]
+    assert len(heldout) == 2 and heldout[0] == heldout[1] < -1  # a model that learns nothing: the first is the best
+    said = capsys.readouterr().err
+    assert f"highest held-out reward was at step 2 ({heldout[0]:.3f}); loading the run loads that checkpoint" in said
+    assert "held-out loss" not in said
+    assert recipe.rl.objective().told({"loss": 0.1, "reward": 0.5, "kl": 0.25}) == "reward 0.500  kl 0.250"
+
+
 def test_settings_that_fit_nothing_are_refused(recipe, tmp_path):
     with pytest.raises(ConfigError, match=r"multiple of train\.batch_size"):
         replace(recipe, train=replace(recipe.train, batch_size=3))
     with pytest.raises(ConfigError, match=r"below train\.seq_len"):
         replace(recipe, rl=replace(recipe.rl, max_tokens=64))
+    with pytest.raises(ConfigError, match=r"no KL divergence from a reference is measured: leave --reference out"):
+        replace(recipe, reference="model")
     with pytest.raises(ConfigError, match="at least 2"):
         RLOO(samples=1)
     with pytest.raises(UsageError, match="no reward"):

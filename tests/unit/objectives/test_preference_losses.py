@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,9 +52,10 @@ def by_hand(loss, answers: AnswerLogprobs, row: int) -> float:
         q = p * (1 - loss.smoothing) + (1 - p) * loss.smoothing
         return -q * math.log(logistic(loss.beta * margin)) - (1 - q) * math.log(logistic(-loss.beta * margin))
     if isinstance(loss, IPO):
-        return (margin - 1 / (2 * loss.beta)) ** 2
+        each = [(m - 1 / (2 * loss.beta)) ** 2 for m in (margin, -margin)]
+        return p * each[0] + (1 - p) * each[1]
     if isinstance(loss, Hinge):
-        return max(0.0, 1 - loss.beta * margin)
+        return p * max(0.0, 1 - loss.beta * margin) + (1 - p) * max(0.0, 1 + loss.beta * margin)
     if isinstance(loss, SimPO):
         x = loss.beta * (pc / nc - pr / nr) - loss.gamma
         return -p * math.log(logistic(x)) - (1 - p) * math.log(logistic(-x))
@@ -110,6 +112,16 @@ def test_the_minimum_of_a_soft_label_recovers_it():
     margin = torch.linspace(-20, 20, 400001, dtype=torch.float64)
     best = margin[dpo_loss(margin, 0.5, torch.tensor(0.8)).argmin()]
     assert logistic(0.5 * float(best)) == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", [DPO(), IPO(), Hinge(), ORPO(), SimPO()])
+def test_a_loss_of_a_label_that_says_nothing_prefers_neither_answer(loss, answers):
+    """p = ½: exchanging the answers changes nothing (but what ORPO learns of the first one)."""
+    unsure = answers._replace(probabilities=torch.full((5,), 0.5, dtype=torch.float64))
+    other = unsure._replace(**{n: getattr(unsure, n).flip(1) for n in ("policy", "reference", "lengths")})
+    kept = unsure.means[:, 0] - other.means[:, 0] if isinstance(loss, ORPO) else 0.0
+    gamma = replace(loss, gamma=0.0) if isinstance(loss, SimPO) else loss
+    assert torch.allclose(gamma(unsure) + kept, gamma(other), rtol=1e-12)
 
 
 def test_log_odds_near_certainty_are_finite():
