@@ -63,11 +63,10 @@ def _describe_to_tyro(cls: type) -> None:
     hints, comments = typing.get_type_hints(cls, include_extras=True), _comments(cls)
     for field in dataclasses.fields(cls):
         extras = getattr(hints[field.name], "__metadata__", ())
-        known = [each for each in extras if isinstance(each, type(tyro.conf.arg()))]
-        if any(each.help is not None for each in known):
+        if any(getattr(each, "help", None) is not None for each in extras):
             continue
         positional = tyro.conf.Positional in extras
-        named = not positional or any(each.metavar is not None for each in known)
+        named = not positional or any(getattr(each, "metavar", None) for each in extras)
         empty = field.default in (None, "", ()) or (
             positional and typing.get_origin(extras and hints[field.name].__origin__) is tuple
         )
