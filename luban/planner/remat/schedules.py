@@ -41,6 +41,13 @@ def schedule_of(remat: str, chain: Chain, budget: str) -> Schedule:
     )
 
 
+def nearest_schedule(remat: str, chain: Chain, budget: str) -> Schedule:
+    """The same; with the least budget of any schedule where `budget` is below it, for chains whose costs are only estimated."""
+    if remat != "sqrt" and budget_bytes(chain, budget) < min(least_memory(chain), save_everything(chain).peak):
+        budget = f"{ceil(least_memory(chain))}B"
+    return schedule_of(remat, chain, budget)
+
+
 def budget_bytes(chain: Chain, budget: str) -> float:
     """`plan.remat_budget` in the unit of the chain's sizes; of a share the peak of saving everything is the whole."""
     share, size = share_or_size("plan.remat_budget", budget)

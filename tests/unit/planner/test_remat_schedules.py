@@ -103,8 +103,30 @@ def test_values_of_a_homogeneous_chain(budget, seconds):
 def test_too_small_a_budget_names_the_least():
     with pytest.raises(ConfigError, match="budget of 4 is too small for this chain: at least 5 is needed"):
         rotor(**_homogeneous(8), budget=4)
-    with pytest.raises(ConfigError, match="at least 5"):
-        rotor(**_homogeneous(8), budget=float("nan"))
+
+
+def test_arrays_are_numbers_too_and_whole_ones_stay_exact():
+    chain = _homogeneous(8)
+    for dtype in (np.int64, np.float64):
+        assert rotor(**{name: np.array(values, dtype) for name, values in chain.items()}, budget=7).makespan == 33
+    assert rotor(**chain, budget=np.float32(7)).makespan == 33
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": float("nan")}, "a budget is a number"),
+        ({"budget": "10"}, "a budget is a number"),
+        ({"forward": ["a"] * 8}, "forward is a sequence of numbers"),
+        ({"saved_size": 4}, "saved_size is a sequence of numbers"),
+        ({"backward": [None] * 8}, "backward is a sequence of numbers"),
+        ({"input_size": "x"}, "input_size"),
+        ({"output_size": np.ones((8, 2))}, "output_size is a sequence of numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        rotor(**{**_homogeneous(8), "budget": 10, **changed})
 
 
 @pytest.mark.parametrize("seed", range(12))
