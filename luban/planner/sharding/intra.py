@@ -115,7 +115,9 @@ def solve(problem: Problem, weight_bytes: float | None = None) -> Solution:
         raise MissingExtra("highspy", "plan", "The search of shardings") from None
 
     class Silent(highspy.Highs):
-        def enableCallbacks(self) -> None:  # called when it is made, and prints the solver's version unless it is silent by then
+        def enableCallbacks(
+            self,
+        ) -> None:  # called when it is made, and prints the solver's version unless it is silent by then
             self.silent()
             super().enableCallbacks()
 

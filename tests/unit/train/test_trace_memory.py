@@ -147,7 +147,7 @@ def test_rows_are_laid_out_once_for_prediction_and_training(tiny, monkeypatch):
 def test_the_least_budget_that_a_refusal_names_is_enough(tiny, layers):
     """As a size and as a share: the run is predicted, and its first step finds a schedule for what the layers really save."""
     recipe = tiny(**merge(WIDE, {"model": {"layers": layers}, "plan": {"remat": "rotor", "remat_budget": "1B"}}))
-    with pytest.raises(ConfigError, match="plan.remat_budget 1B is too small") as refused:
+    with pytest.raises(ConfigError, match=r"plan\.remat_budget 1B is too small") as refused:
         prepare(recipe)
     named = re.search(r"use (\S+), or (\S+%)", str(refused.value))
     assert named is not None
