@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from luban.core.errors import ConfigError
+from luban.core.units import bytes_
 from luban.planner.remat.chain import Chain, Operation, save_everything, simulate
 from luban.planner.remat.rotor import rotor
+from luban.planner.remat.schedules import schedule_of, summary
 from luban.planner.remat.sqrt_segments import sqrt_segments
 
 
@@ -242,3 +244,17 @@ def test_bad_chains_are_refused(change, message):
         rotor(**{**_homogeneous(8), **change}, budget=10)
     with pytest.raises(ConfigError, match="1 to 8 segments"):
         sqrt_segments(Chain(**_homogeneous(8)), 9)
+
+
+def test_a_summary_counts_what_is_repeated():
+    chain = Chain(forward=[1] * 8, backward=[2] * 8, output_size=[1e6] * 8, saved_size=[2e6] * 8)
+    everything = save_everything(chain)
+    whole = bytes_(everything.peak)
+    kept = summary(chain, everything.operations, everything.peak)
+    assert kept == f"{whole} of the {whole} that saving everything takes, 0 forward passes of 8 layers repeated"
+    found = schedule_of("rotor", chain, "7MB")
+    again = round((found.makespan - everything.makespan) / 1)  # a forward pass takes one second
+    assert again > 1
+    assert f"{bytes_(found.peak)} of the {whole}" in summary(chain, found.operations, found.peak)
+    text = summary(chain, found.operations, found.peak, 1)
+    assert text.endswith(f"{again} forward passes of 8 layers repeated, 1 tensor sent to the host and back")
