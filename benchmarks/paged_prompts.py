@@ -40,7 +40,7 @@ class Prompts:
         slots = self.tables[:, at // BLOCK].long() * BLOCK + at % BLOCK
         self.keys, self.values = (self._drawn(chunks * blocks * BLOCK, KEY_HEADS) for _ in range(2))
         self.q, self.k, self.v = (self._drawn(self.N, heads) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
-        store(self.k, self.v, self.keys, self.values, slots[:, start:].flatten())
+        store(self.k, self.v, self.keys, self.values, None, slots[:, start:].flatten())
         row_bytes = padded_width(WIDTH) * self.q.element_size()
         self.work = paged_work(self.starts, self.counts, HEADS, KEY_HEADS, row_bytes, torch.device(DEVICE))
         pairs = sum(
@@ -56,7 +56,7 @@ class Prompts:
         new = (self.k, self.v) if own else None
         options = {"block_size": BLOCK, "window": None, "scale": WIDTH**-0.5, "new": new}
         return paged_attention(
-            self.q.transpose(0, 1), self.keys, self.values, self.tables, self.work, PagedBias.of(None), **options
+            self.q.transpose(0, 1), self.keys, self.values, None, self.tables, self.work, PagedBias.of(None), **options
         )
 
     def dense(self):

@@ -34,9 +34,10 @@ from kernel_table import kernel_table
 import luban
 from luban.core.plan import ParallelPlan
 from luban.generate.session import Sequence as Growing
-from luban.load.model import LoadedModel
+from luban.load.model import PACKED, LoadedModel
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.int8 import pack_for_inference
 from luban.nn.mixer.grouped import Grouped
 from luban.serve.bench.measure import percentiles
 from luban.serve.paged import PagedBatch
@@ -179,24 +180,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="")
+    parser.add_argument("--dtype", default="", help="bfloat16, float32, int8, fp8; none: by size")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--engines", nargs="+", default=["paged", "contiguous", "transformers"])
     parser.add_argument("--prompt", type=int, nargs=2, default=[32, 512], metavar=("LEAST", "MOST"))
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument(
+        "--cache-dtype", choices=["auto", "fp8"], default="auto", help="of the paged engines' keys and values"
+    )
     parser.add_argument("--shared", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="folder for tables of the paged engine's kernels (CUDA)")
     args = parser.parse_args()
     dtype = args.dtype or ("bfloat16" if args.size == "1b" else "float32")
     spec = spec_of(args.size)
-    module = luban.build_model(spec, device=args.device, dtype=dtype).eval()
+    module = luban.build_model(spec, device=args.device, dtype="bfloat16" if dtype in PACKED else dtype).eval()
+    if dtype in PACKED:
+        pack_for_inference(module, dtype)
     model = LoadedModel(spec=spec, module=module, tokenizer=None, name=args.size, path=Path(), manifest=None)
     runners: dict[str, Callable[[Prompts, int], Measured]] = {}
     begun = time.perf_counter()
     engines = {
-        name: luban.Engine(model, paged=name in PAGED, plan=ParallelPlan(tensor=args.tensor if name in PAGED else 1))
+        name: luban.Engine(
+            model,
+            paged=name in PAGED,
+            cache_dtype=args.cache_dtype if name in PAGED else "auto",
+            plan=ParallelPlan(tensor=args.tensor if name in PAGED else 1),
+        )
         for name in args.engines
         if name in (*PAGED, "contiguous")
     }

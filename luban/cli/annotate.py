@@ -61,9 +61,8 @@ class Arguments:
     device: str = "auto"  # cpu, cuda, or auto
     api_key_env: str = "OPENAI_API_KEY"  # environment variable with the key for a server
     serve: bool = False  # the page for people
-    annotators: tuple[
-        str, ...
-    ] = ()  # NAME=KEY of each person who may label (default: one without a key, on this machine only)
+    # NAME=KEY of each person who may label (default: one without a key, on this machine only)
+    annotators: tuple[str, ...] = ()
     host: str = "127.0.0.1"  # address the page is served at
     port: int = 8765  # its port (0: a free one)
     export: Path | None = None  # .jsonl file to write people's labels to

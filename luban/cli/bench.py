@@ -33,9 +33,8 @@ luban bench serve --url http://127.0.0.1:8000 --api-key "$KEY" --prompt-tokens l
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = (
-        ""  # to be served in a process of its own; none with --url
-    )
+    # to be served in a process of its own; none with --url
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = ""
     url: str | None = None  # an OpenAI-compatible server that runs already
     model_name: str | None = None  # of its models; none: the first that it lists
     api_key: str | None = None  # it asks for
@@ -48,7 +47,7 @@ class Arguments:
     keep_eos: bool = False  # end answers at end tokens, for servers that don't know ignore_eos
     seed: int = 0  # of prompts and times
     device: str = "cpu"  # of MODEL, such as cpu or cuda
-    dtype: str = "float32"  # of MODEL's weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # of MODEL's weights: float32, bfloat16, float16, int8, fp8 (GPU)
     serve_flags: str = ""  # further flags of luban serve, such as "--speculative ngram"
     out: Path | None = None  # an HTML page with the table and latency against load
     json: Path | None = None  # the rows as JSON

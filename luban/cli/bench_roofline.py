@@ -29,9 +29,8 @@ luban bench roofline llama-7b --no-measure --flops 989e12 --bandwidth 3.35e12 --
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a preset, run, checkpoint or directory
+    # a preset, run, checkpoint or directory
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     batch: int = 1  # sequences
     seq: int = 512  # tokens a sequence
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available

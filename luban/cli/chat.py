@@ -39,15 +39,13 @@ ENDED = {
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     system: str | None = None  # a system message before the conversation
     max_tokens: int | None = None  # tokens an answer has at most; none: as generation_config.json sets it, or 256
     temperature: float | None = None  # 0: always the likeliest token; none: as generation_config.json sets it, or 0.7
-    top_p: float | None = (
-        None  # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
-    )
+    # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
+    top_p: float | None = None
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
     seed: int | None = None  # of the draws; none: another each time
@@ -60,7 +58,7 @@ class Arguments:
     tool_seconds: float = 10.0  # that a call may take
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
 
 
 def run(argv: Sequence[str]) -> None:

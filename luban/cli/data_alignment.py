@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeedbackArgs:
-    file: tyro.conf.Positional[
-        Path
-    ]  # .jsonl: prompt, responses, scores; or prompt, response, critique, revision; or pairs
+    # .jsonl: prompt, responses, scores; or prompt, response, critique, revision; or pairs
+    file: tyro.conf.Positional[Path]
     out: Path  # .jsonl file to write
     # what it is for: sft on preferred, revised, conditioned or critic; reward and dpo on pairs, rankings or unpaired
     use: Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"] = "pairs"
@@ -59,14 +58,12 @@ class GhostAttentionArgs:
     dialogues: tyro.conf.Positional[Path]  # .jsonl: messages (answers may be missing), or turns, a list of user turns
     model: str  # writes the answers: anything that loads, or the address of an OpenAI-compatible server
     out: Path  # directory to make
-    constraints: Path | None = (
-        None  # file of constraints that instructions are drawn from (default: four kinds that ship)
-    )
+    # file of constraints that instructions are drawn from (default: four kinds that ship)
+    constraints: Path | None = None
     most: int = 2  # constraints that an instruction joins, at most
     short: float = 0.5  # fraction of the training dialogues whose instruction has the short form
-    place: Literal["user", "system"] = (
-        "user"  # where training dialogues have the instruction: first user turn, or system
-    )
+    # where training dialogues have the instruction: first user turn, or system
+    place: Literal["user", "system"] = "user"
     every_turn: bool = False  # a training dialogue for every turn, not for the last one alone
     rewrite: bool = False  # earlier answers are written by the model too, where the dialogue has some
     max_tokens: int = 256  # of an answer
@@ -82,9 +79,8 @@ class InstructArgs:
     seeds: tyro.conf.Positional[Path]  # .jsonl of seed tasks: instruction, instances (input, output), is_classification
     model: str  # what writes them: anything that loads, or the address of an OpenAI-compatible server
     out: Path  # directory to make
-    method: Literal["alpaca", "self_instruct"] = (
-        "alpaca"  # whole tasks at once, or instruction, kind and instance in turn
-    )
+    # whole tasks at once, or instruction, kind and instance in turn
+    method: Literal["alpaca", "self_instruct"] = "alpaca"
     count: int = 100  # tasks wanted
     calls: int = 0  # rounds of requests at most (0: until there are enough)
     per_call: int = 20  # tasks of a list, its 3 demonstrations among them (alpaca)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from luban.cli.serve import ServingPlan
-from luban.core.arguments import parse
+from luban.core.arguments import parse, require_partners
 from luban.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,17 +40,14 @@ luban generate smollm2 "Once" --adapter runs/lora
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
-    prompt: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")
-    ]  # the text to continue, or the source of an encoder–decoder; - reads it from standard input
+    # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    # the text to continue, or the source of an encoder–decoder; - reads it from standard input
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     max_tokens: int | None = None  # tokens generated at most; none: as generation_config.json sets it, or 128
     temperature: float | None = None  # 0: always the likeliest token; none: as generation_config.json sets it, or 0.8
-    top_p: float | None = (
-        None  # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
-    )
+    # keep the likeliest tokens with this much probability; none: as generation_config.json sets it, or 1
+    top_p: float | None = None
     top_k: int | None = None  # keep this many likeliest tokens, 0: all; none: as generation_config.json sets it, or 0
     min_p: float | None = None  # keep tokens at least this likely relative to the likeliest; none: as set, or 0
     repetition_penalty: float | None = None  # above 1 tokens repeat less; none: as generation_config.json sets it, or 1
@@ -74,7 +71,8 @@ class Arguments:
     pairs: bool = False  # with --out: write best and worst as pairs for luban dpo
     plan: ServingPlan = field(default_factory=ServingPlan)
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
+    cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss
 
 
 def structure_of(args: Arguments) -> Structure | None:
@@ -128,6 +126,9 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--best-of samples its answers without --{unused[0]}: leave it out")
     if args.reward and plan.tensor > 1:
         raise UsageError("--best-of samples its answers in one process: leave --plan.tensor out")
+    if args.draft and args.speculative != "none":
+        raise UsageError("--draft and --speculative both guess tokens: use one")
+    require_partners(args, {"draft_tokens": ("draft", "speculative"), "length_penalty": ("beams",)})
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     loaded_on = "cpu" if plan.tensor > 1 else args.device
@@ -141,6 +142,7 @@ def run(argv: Sequence[str]) -> None:
         draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
         ngram=args.speculative == "ngram",
         draft_tokens=args.draft_tokens,
+        cache_dtype=args.cache_dtype,
         plan=plan,
         device=args.device,
     )

@@ -39,9 +39,8 @@ luban judge alpaca_eval.jsonl --judge human --out runs/people
 class Arguments:
     """What the verb takes."""
 
-    files: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE.jsonl")
-    ]  # answers, or one of pairs
+    # answers, or one of pairs
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE.jsonl")]
     judge: str  # a model, a reward model, rule:NAME or an address
     out: Path  # the directory to make
     template: str = ""  # how a model is asked: default, likelihood or calibrated (small models), or a .toml file

@@ -17,9 +17,8 @@ from luban.core.log import print_result
 class Args:
     """Options."""
 
-    folders: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")
-    ]  # artifacts, or folders of some; with --attention a model
+    # artifacts, or folders of some; with --attention a model
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     attention: str = ""  # a text: show what a model attends to in it
     attention_target: str = ""  # what the decoder of an encoder–decoder reads (empty: what it writes)
     out: Path = Path("report.html")  # the page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from luban.core.arguments import parse, refuse_flags
+from luban.core.arguments import parse, require_partners
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
@@ -35,6 +35,13 @@ curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/jso
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
 FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
+PARTNERS = {  # flags that do nothing without one of others
+    "passages": ("index",),
+    "rerank": ("index",),
+    "draft_tokens": ("draft", "speculative"),
+    "swap_gb": ("preemption",),
+    "log_text": ("log_requests",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +59,14 @@ class ServingPlan:
 class Arguments:
     """What the verb takes."""
 
-    model: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")
-    ]  # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    # a run, a checkpoint, a Hugging Face directory, a GGUF file, or smollm2
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
-    passages: int | None = None  # of --index that are read; none: 5, or as in training for one of rag train
+    # of the index before a question at most; none: 5, or as in training for one of rag train
+    passages: int | None = None
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
@@ -72,12 +79,12 @@ class Arguments:
     speculative: Literal["none", "ngram"] = "none"  # ngram: guess tokens from what followed the same ones before
     draft_tokens: int = 4  # guessed at once
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
     max_batch: int | None = None  # sequences that run together; none: 256, with a contiguous cache 32
     cache_gb: float | None = None  # memory for keys and values, GB; none: as much as is free, on a CPU half of it
-    preemption: Literal["recompute", "swap"] = (
-        "recompute"  # where memory is short: read tokens again, or keep them on the host
-    )
+    cache_dtype: Literal["auto", "fp8"] = "auto"  # of keys and values: fp8 takes about half of the memory, at some loss
+    # where memory is short: read tokens again, or keep them on the host
+    preemption: Literal["recompute", "swap"] = "recompute"
     swap_gb: float = 4.0  # host memory of --preemption swap, GB
     batch_invariant: bool = False  # bit for bit the same answer whatever shares the batch; slower
     # of conversations longer than the context: refuse them, leave out the oldest turns (drop), or those that the last message
@@ -133,8 +140,9 @@ def run(argv: Sequence[str]) -> None:
     for fine, right, given in checks:
         if not fine:
             raise UsageError(f"{right}, {given} given")
-    if args.index is None:
-        refuse_flags(argv, ("passages", "rerank"), "of an index: name one by --index")
+    if args.draft and args.speculative != "none":
+        raise UsageError("--draft and --speculative both guess tokens: use one")
+    require_partners(args, PARTNERS)
     plan = args.plan.checked()
     from luban.load.model import load_model
     from luban.serve.adapters import by_name
@@ -186,6 +194,7 @@ def run(argv: Sequence[str]) -> None:
             model,
             max_batch=args.max_batch,
             cache_bytes=None if args.cache_gb is None else int(args.cache_gb * 1e9),
+            cache_dtype=args.cache_dtype,
             draft=load_model(args.draft, device=args.device, dtype=args.dtype) if args.draft else None,
             ngram=args.speculative == "ngram",
             draft_tokens=args.draft_tokens,

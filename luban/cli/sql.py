@@ -53,7 +53,7 @@ class Arguments:
     no_grammar: bool = False  # of --eval: don't hold statements to the schema
     adapter: str | None = None  # a run of adapters or a PEFT directory, over MODEL
     device: str = "cpu"  # such as cpu or cuda
-    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8 (CPU)
+    dtype: str = "float32"  # precision of the weights: float32, bfloat16, float16, int8, fp8 (GPU)
 
 
 def run(argv: Sequence[str]) -> int:

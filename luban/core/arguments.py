@@ -15,7 +15,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -74,6 +74,23 @@ def refuse_flags(argv: Sequence[str], fields: Collection[str], why: str) -> None
             raise UsageError(f"{flag}: {why}")
 
 
+def require_partners(args: Any, partners: Mapping[str, Sequence[str]]) -> None:
+    """Refuse flags that would do nothing, since none of the flags that they belong to is given.
+
+    Args:
+        args: an instance of a dataclass of arguments; a flag is given where its value isn't the default.
+        partners: a field's name → the fields of which one must be given with it.
+
+    Raises:
+        UsageError: a flag without any of its partners.
+    """
+    given = {each.name for each in dataclasses.fields(args) if getattr(args, each.name) != each.default}
+    for name, others in partners.items():
+        if name in given and not given.intersection(others):
+            flag, *rest = (f"--{each.replace('_', '-')}" for each in (name, *others))
+            raise UsageError(f"{flag} does nothing without {' or '.join(rest)}: give both, or leave it out")
+
+
 def _indent(text: str) -> str:
     return "\n".join("  " + line.strip() for line in text.strip().splitlines())
 
@@ -81,7 +98,8 @@ def _indent(text: str) -> str:
 def _one_line(box: str, verb: str) -> str:
     body = [line for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰"))]  # titles and borders
     lines = [line for line in (BOX.sub(" ", line).strip() for line in body) if line and "full helptext" not in line]
-    text = " ".join(" ".join(lines).split()) or "the arguments could not be understood"
+    text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
+    text = text or "the arguments could not be understood"
     return text if "--help" in text else f"{text} (see luban {verb} --help)"
 
 

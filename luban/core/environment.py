@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from luban.core.arguments import flags_given
-from luban.core.errors import UsageError
+from luban.core.errors import UsageError, nearest
+from luban.core.log import warn
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
@@ -33,7 +35,8 @@ def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def flags_from_environment(
     cls: type, argv: Sequence[str], prefix: str, environment: Mapping[str, str], positional: Sequence[str] = ()
 ) -> list[str]:
-    """The command line with flags from variables where it doesn't have them itself.
+    """The command line with flags from variables where it doesn't have them itself. Warns of variables with the prefix that
+    set no flag (not an error, since orchestrators set variables of their own after a service's name).
 
     Args:
         cls: dataclass of the verb's arguments.
@@ -43,9 +46,12 @@ def flags_from_environment(
         positional: fields that are no flags.
 
     Raises:
-        UsageError: a variable of a flag that is set or not with another value than true or false.
+        UsageError: a value that the flag can't have; the message names the variable.
     """
-    words = list(argv)
+    words, known = list(argv), [variable(prefix, name) for name, _ in flags_of(cls) if name not in positional]
+    for name in sorted(environment):
+        if name.startswith(f"{prefix}_") and name not in known:
+            warn(f"the variable {name} sets no flag{nearest(name, known)}")
     given = flags_given(words)
     for name, hint in flags_of(cls):
         value = environment.get(variable(prefix, name))
@@ -62,7 +68,24 @@ def _values(hint: Any, value: str, name: str) -> list[str]:
     if hint is bool:
         _truth(value, name)
         return []
-    return shlex.split(value) if typing.get_origin(hint) is tuple else [value]
+    if typing.get_origin(hint) is tuple:
+        return shlex.split(value)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for kind, right in ((int, "a whole number"), (float, "a number")):
+        if kind in options and not _reads(kind, value):
+            raise UsageError(f"{name} must be {right}, {value!r} given")
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise UsageError(f"{name} must be one of {', '.join(typing.get_args(hint))}, {value!r} given")
+    return [value]
+
+
+def _reads(kind: type, value: str) -> bool:
+    """Whether a value is one of a kind."""
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _truth(value: str, name: str) -> bool:

@@ -21,7 +21,7 @@ class HostBlocks:
     def __init__(self, cache: PagedCache, blocks: int):
         self.cache, self.blocks = cache, blocks
         pinned = cache.device.type == "cuda"
-        self._pairs = [  # (device, host) of all layers' keys and values, (blocks, block size, K, D) each
+        self._pairs = [  # (device, host) of what all layers keep, by blocks
             (part, torch.empty(blocks, *part.shape[1:], dtype=part.dtype, pin_memory=pinned)) for part in cache.parts()
         ]
 

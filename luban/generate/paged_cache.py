@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luban.generate.cache import float_parameter
 from luban.models.base import Model
-from luban.nn.attention.paged import PagedLayer
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.position.base import PositionMethod
 
@@ -22,7 +22,7 @@ class PagedCache:
     Args:
         shapes: of every layer, None for one that doesn't attend.
         blocks: in the pool. block_size: slots a block.
-        device, dtype: of keys and values.
+        device, dtype: of keys and values. kept: see `PagedLayer`.
     """
 
     def __init__(
@@ -33,10 +33,11 @@ class PagedCache:
         block_size: int,
         device: torch.device,
         dtype: torch.dtype,
+        kept: torch.dtype | None = None,
     ):
         self.shapes, self.blocks, self.block_size, self.device = list(shapes), blocks, block_size, device
         self.layers = [
-            None if shape is None else PagedLayer(blocks * block_size, shape, device, dtype) for shape in shapes
+            None if shape is None else PagedLayer(blocks * block_size, shape, device, dtype, kept) for shape in shapes
         ]
 
     @classmethod
@@ -47,12 +48,13 @@ class PagedCache:
         blocks: int,
         block_size: int = BLOCK_SIZE,
         shapes: Sequence[AttentionShape | None] | None = None,
+        kept: torch.dtype | None = None,
     ) -> PagedCache:
-        """In the model's precision, on its device. `shapes`: of the layers here; None: the model's."""
+        """On the model's device, in its precision or as `PagedLayer` says of `kept`. `shapes`: of the layers here; None: the model's."""
         spec, weight = model.spec, float_parameter(model)
         if shapes is None:
             shapes = [layer.mixer.attention(spec.width) for layer in spec.layers]
-        return cls(shapes, blocks=blocks, block_size=block_size, device=weight.device, dtype=weight.dtype)
+        return cls(shapes, blocks=blocks, block_size=block_size, device=weight.device, dtype=weight.dtype, kept=kept)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks: (source, copy) each; every source is read before any copy is written."""
@@ -63,8 +65,8 @@ class PagedCache:
             blocks[copies] = blocks[sources]
 
     def parts(self) -> list[Tensor]:
-        """Keys and values of all layers by blocks, (blocks, block size, K, D) each: views of the pool."""
-        pools = [pool for layer in self.layers if layer is not None for pool in (layer.keys, layer.values)]
+        """What all layers keep, keys and values first, by blocks, (blocks, block size, K, …) each: views of the pool."""
+        pools = [pool for layer in self.layers if layer is not None for pool in layer.pools()]
         return [pool.unflatten(0, (self.blocks, self.block_size)) for pool in pools]
 
 

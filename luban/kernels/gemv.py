@@ -21,6 +21,7 @@ MANY_OUTPUTS = 8192  # from which on one warp a program is enough to keep the de
 def gemv_kernel(
     X,
     WEIGHT,
+    SCALE,
     BIAS,
     OUT,
     outputs,
@@ -28,6 +29,7 @@ def gemv_kernel(
     x_row,
     weight_row,
     M: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -45,16 +47,19 @@ def gemv_kernel(
             x = tl.load(X + m * x_row + start + at_i, mask=inside_i, other=0.0)
             sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
         total = tl.sum(sums, 1)
+        if HAS_SCALE:
+            total *= tl.load(SCALE + at_o, mask=inside_o, other=0.0)
         if HAS_BIAS:
             total += tl.load(BIAS + at_o, mask=inside_o, other=0.0).to(tl.float32)
         tl.store(OUT + m * outputs + at_o, total.to(OUT.dtype.element_ty), mask=inside_o)
 
 
-def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, scale_O: Tensor | None = None) -> Tensor:
     """x·weightᵀ (+ bias), (…, I) of as many rows as `ROWS` names → (…, O), without gradients.
 
     Args:
         weight_OI: its inputs lie one after another in memory.
+        scale_O: float32; each output is multiplied by its own before the bias is added.
     """
     outputs, inputs = weight_OI.shape
     rows = x.reshape(-1, inputs)
@@ -63,6 +68,7 @@ def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     gemv_kernel[(triton.cdiv(outputs, BLOCK_O),)](
         rows,
         weight_OI,
+        weight_OI if scale_O is None else scale_O,
         weight_OI if bias_O is None else bias_O,
         out,
         outputs,
@@ -70,6 +76,7 @@ def gemv(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         rows.stride(0),
         weight_OI.stride(0),
         M=len(rows),
+        HAS_SCALE=scale_O is not None,
         HAS_BIAS=bias_O is not None,
         BLOCK_O=BLOCK_O,
         BLOCK_I=min(BLOCK_I, triton.next_power_of_2(inputs)),

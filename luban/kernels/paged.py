@@ -13,14 +13,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luban.kernels.flash.tile import add_bias, fetch_tile, matmul
+from luban.kernels.flash.tile import add_bias, fetch_tile, fold, matmul
 
 
 @triton.jit
-def _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_stride, NEW_KEYS, NEW_VALUES, kv, new_row, origin, first, last, end,
+def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride, NEW_KEYS, NEW_VALUES, kv, new_row, origin, first, last, end,
           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D: tl.constexpr,
           DP: tl.constexpr, BN: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
-          MASKED: tl.constexpr, NEW: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+          MASKED: tl.constexpr, SCALED: tl.constexpr, NEW: tl.constexpr, FETCH: tl.constexpr,
+          UPCAST: tl.constexpr):  # fmt: skip
     """Fold key tiles [first, last) into the running maximum m, sum total and mix acc; `end` keys are there.
 
     Tiles are counted from the key `origin` on. NEW: they are read where they were computed, `origin` in row `new_row`.
@@ -46,7 +47,13 @@ def _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_stride, NEW_KEYS, NEW_VALUES
             at = slots[:, None] * kv_stride + dims[None, :]
             k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
             v = tl.load(VALUES + at, mask=there, other=0.0)
+            if SCALED:
+                k_scale = tl.load(SCALES + slots * scale_stride, mask=inside, other=0.0)
+                v_scale = tl.load(SCALES + slots * scale_stride + 1, mask=inside, other=0.0)
+                k, v = k.to(q.dtype), (v.to(tl.float32) * v_scale[:, None]).to(q.dtype)
         s = matmul(q, tl.trans(k), UPCAST)
+        if SCALED:
+            s = s * k_scale[None, :]
         if BIAS > 0:
             s = add_bias(s * qk_scale, positions[:, None], cols[None, :], BIAS_TABLE, first_number, second_number, 0, 0,
                          zero, BIAS, True)  # fmt: skip
@@ -55,37 +62,24 @@ def _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_stride, NEW_KEYS, NEW_VALUES
             if WINDOW:
                 seen = seen & (positions[:, None] - cols[None, :] < window)
             s = tl.where(seen, s, float("-inf"))
-        if BIAS > 0:
-            m_new = tl.maximum(m, tl.max(s, 1))
-        else:
-            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
-        shift = m_new
-        if MASKED:
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        if BIAS > 0:
-            p = tl.exp2(s - shift[:, None])
-        else:
-            p = tl.exp2(s * qk_scale - shift[:, None])
-        decay = tl.exp2(m - shift)
-        total = total * decay + tl.sum(p, 1)
-        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
-        m = m_new
+        acc, m, total = fold(acc, m, total, s, v, qk_scale, BIAS > 0, MASKED, UPCAST)
     return acc, m, total
 
 
 @triton.jit(
     do_not_specialize=["table_stride", "zero", "window"]
 )  # they change from step to step: no new kernel for each
-def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, OUT, LSE, ITEMS, TABLES, BIAS_TABLES, NUMBERS, q_token, q_head,
+def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, SCALES, OUT, LSE, ITEMS, TABLES, BIAS_TABLES, NUMBERS, q_token, q_head,
                  kv_slot, out_split, out_token, item_stride, table_stride, bias_stride, lse_split, qk_scale, zero, window,
                  G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                 SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, NEW: tl.constexpr,
-                 FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+                 SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+                 NEW: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """One item (sequence, row of its first token, tokens, position of the first), one key head, one share of the keys.
 
     Grid (items, K, splits). SPLIT: OUT is float32 (splits, N, H, D), the mix of this share, and LSE (splits, N, H) its
     log-sum-exp in base 2; else OUT is (N, H, D). NEW: an item's fifth number is the position at which its chunk begins; keys
-    from there on are read from NEW_KEYS and NEW_VALUES, as `fetch_tile` takes them: (1, K, N, D).
+    from there on are read from NEW_KEYS and NEW_VALUES, as `fetch_tile` takes them: (1, K, N, D). SCALED: those of the pool are in 8
+    bits, times SCALES (slots, K, 2).
     """
     ITEM = ITEMS + tl.program_id(0) * item_stride
     kv, split = tl.program_id(1), tl.program_id(2)
@@ -123,24 +117,26 @@ def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, OUT, LSE, ITEMS, TABLES,
     TABLE = TABLES + sequence * table_stride
     KEYS += kv * D
     VALUES += kv * D
-    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, first, whole, begin,
+    SCALES += kv * 2
+    scale_slot = 2 * tl.num_programs(1)
+    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, first, whole, begin,
                           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
-                          SIZE, BIAS, WINDOW, False, False, FETCH, UPCAST)  # fmt: skip
-    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, whole, last, begin,
+                          SIZE, BIAS, WINDOW, False, SCALED, False, FETCH, UPCAST)  # fmt: skip
+    acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, whole, last, begin,
                           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
-                          SIZE, BIAS, WINDOW, True, False, FETCH, UPCAST)  # fmt: skip
+                          SIZE, BIAS, WINDOW, True, SCALED, False, FETCH, UPCAST)  # fmt: skip
     if NEW:
         before = position - begin  # keys of the chunk before this item's
         first, last, whole = 0, tl.cdiv(end - begin, BN), before // BN
         if WINDOW:
             first = tl.maximum(before - window + 1, 0) // BN
             whole = first
-        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
+        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
                               first, whole, end, positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero,
-                              window, D, DP, BN, SIZE, BIAS, WINDOW, False, True, FETCH, UPCAST)  # fmt: skip
-        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, TABLE, kv_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
+                              window, D, DP, BN, SIZE, BIAS, WINDOW, False, False, True, FETCH, UPCAST)  # fmt: skip
+        acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, row - before, begin,
                               whole, last, end, positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero,
-                              window, D, DP, BN, SIZE, BIAS, WINDOW, True, True, FETCH, UPCAST)  # fmt: skip
+                              window, D, DP, BN, SIZE, BIAS, WINDOW, True, False, True, FETCH, UPCAST)  # fmt: skip
     nothing = total == 0.0
     mixed = acc / tl.where(nothing, 1.0, total)[:, None]
     to = OUT + split * out_split + at[:, None] * out_token + head[:, None] * D + dims[None, :]
@@ -180,3 +176,23 @@ def store_kernel(
     v = tl.load(V + token * v_token + head * v_head + dim, mask=inside)
     tl.store(KEYS + slot * ROW + at, k.to(KEYS.dtype.element_ty), mask=inside)
     tl.store(VALUES + slot * ROW + at, v.to(VALUES.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_scaled_kernel(
+    K, V, KEYS, VALUES, SCALES, SLOTS, k_token, k_head, v_token, v_head, HEADS: tl.constexpr, HEADS2: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr
+):  # fmt: skip
+    """The same in 8 bits: of each head all numbers by one scale, which makes the largest 448. Grid (tokens,)."""
+    token, heads = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS2)
+    slot, head, dim = tl.load(SLOTS + token), heads[:, None], tl.arange(0, DP)[None, :]
+    inside, to = (head < HEADS) & (dim < D), (slot * HEADS + head) * D + dim
+    at = SCALES + (slot * HEADS + heads) * 2
+    k = tl.load(K + token * k_token + head * k_head + dim, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(k), 1), 1e-12) / 448.0
+    tl.store(KEYS + to, (k / scale[:, None]).to(KEYS.dtype.element_ty), mask=inside)
+    tl.store(at, scale, mask=heads < HEADS)
+    v = tl.load(V + token * v_token + head * v_head + dim, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(v), 1), 1e-12) / 448.0
+    tl.store(VALUES + to, (v / scale[:, None]).to(VALUES.dtype.element_ty), mask=inside)
+    tl.store(at + 1, scale, mask=heads < HEADS)

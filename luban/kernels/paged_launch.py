@@ -15,7 +15,7 @@ from torch import Tensor
 from luban.kernels.available import INTERPRETED
 from luban.kernels.distance import LOG2E, DistanceBias
 from luban.kernels.flash.launch import KINDS, Tiles, fetches_tiles, readable, walked
-from luban.kernels.paged import join_kernel, paged_kernel, store_kernel
+from luban.kernels.paged import join_kernel, paged_kernel, store_kernel, store_scaled_kernel
 
 TILE = 16 if INTERPRETED else 64  # keys of a tile, fewer where heads are wide
 SINGLE_ROWS = 16  # rows of a tile for single tokens, the fewest that matmuls of tiles take
@@ -141,10 +141,19 @@ class PagedBias:
         return cls(KINDS[bias.form], bias.numbers(), table, bias.zero)
 
 
-def store(k_NKD: Tensor, v_NKD: Tensor, keys: Tensor, values: Tensor, slots_N: Tensor) -> None:
-    """Put keys and values of the new tokens into the pool, (slots, K, D) both, contiguous."""
+def store(k_NKD: Tensor, v_NKD: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None, slots_N: Tensor) -> None:
+    """Put keys and values of the new tokens into the pool, (slots, K, D) both, contiguous.
+
+    Args:
+        scales: (slots, K, 2) float32, to be set, of a pool in 8 bits.
+    """
     N, K, D = k_NKD.shape
     k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (k_NKD, v_NKD))
+    if scales is not None:
+        strides = k.stride(0), k.stride(1), v.stride(0), v.stride(1)
+        sizes = {"HEADS": K, "HEADS2": triton.next_power_of_2(K), "D": D, "DP": triton.next_power_of_2(D)}
+        store_scaled_kernel[(N,)](k, v, keys, values, scales, slots_N, *strides, **sizes, num_warps=2)
+        return
     store_kernel[(N,)](
         k,
         v,
@@ -166,6 +175,7 @@ def paged_attention(
     q_HND: Tensor,
     keys: Tensor,
     values: Tensor,
+    scales: Tensor | None,
     tables_CM: Tensor,
     work: Sequence[PagedWork],
     bias: PagedBias,
@@ -178,21 +188,23 @@ def paged_attention(
     """(N, H, D), contiguous. Keys and values of the new tokens are in the pool already.
 
     Args:
-        keys, values: (slots, K, D), contiguous. tables_CM: int32. window: as in `AttentionShape`.
+        keys, values: (slots, K, D), contiguous. scales: (slots, K, 2) float32 of those in 8 bits, else None. tables_CM: int32.
+        window: as in `AttentionShape`.
         new: keys and values of the new tokens, (N, K, D) both: chunks read their own ones there, by whole tiles. None: all are
             read from the pool, so that a token's result doesn't depend on where its chunk begins.
     """
     (H, N, D), K = q_HND.shape, keys.shape[1]
-    out = torch.empty(N, H, D, dtype=values.dtype, device=q_HND.device)
-    q_HND = q_HND.to(values.dtype)
+    wide = values.dtype if scales is None else q_HND.dtype
+    out = torch.empty(N, H, D, dtype=wide, device=q_HND.device)
+    q_HND = q_HND.to(wide)
     q_HND = q_HND if q_HND.stride(2) == 1 else q_HND.contiguous()
     padded = padded_width(D)
     for each in work:
         in_place = new is not None and each.items.shape[1] > 4
-        t = paged_tiles(each.rows, padded * values.element_size(), in_place)
+        t = paged_tiles(each.rows, padded * wide.itemsize, in_place)
         split, own, fetch = each.splits > 1, None, False
         if new is not None and in_place:
-            fetch = fetches_tiles(q_HND.device) and D * values.element_size() % 16 == 0
+            fetch = fetches_tiles(q_HND.device) and D * wide.itemsize % 16 == 0
             own = [walked(readable(x.transpose(0, 1)[None], fetch), t.cols, padded, fetch) for x in new]
         target, lse = out, out
         if split:
@@ -203,6 +215,7 @@ def paged_attention(
             keys,
             values,
             *(own or (keys, values)),
+            out if scales is None else scales,
             target,
             lse,
             each.items,
@@ -230,6 +243,7 @@ def paged_attention(
             BIAS=bias.kind,
             WINDOW=window is not None,
             SPLIT=split,
+            SCALED=scales is not None,
             NEW=own is not None,
             FETCH=fetch,
             UPCAST=INTERPRETED,

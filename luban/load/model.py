@@ -32,12 +32,13 @@ from luban.models.convert.fields import ReadTable, unread_fields
 from luban.models.convert.gguf_file import is_gguf
 from luban.models.head.rows import Value
 from luban.models.spec import SPEC, ModelSpec, read_spec
-from luban.nn.int8 import pack_int8
+from luban.nn.float8 import require_float8
+from luban.nn.int8 import pack_for_inference
 from luban.nn.linear import store_column_major
 from luban.tokenizer.importing.folder import unknown_use, vocabulary_file
 from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-INT8 = "int8"
+PACKED = "int8", "fp8"  # dense layers in 8 bits, for inference
 START_FIELDS = ("decoder_start_token_id", "forced_bos_token_id")  # in generation_config.json of newer transformers
 STEP = re.compile(r"step_(\d+)")
 
@@ -82,8 +83,8 @@ def load_model(
         path_or_name: a run (its best checkpoint on held-out text; unfinished: its last), a checkpoint, a Hugging Face directory
             with or without tokenizer files, a GGUF file, or the name of a model that a package carries (smollm2).
         device: such as "cpu" or "cuda"; "meta": of a checkpoint with an index, whose weights stay on the disk (`open_model`).
-        dtype: precision of the weights, by torch's name: float32, bfloat16, float16, or int8: dense layers in 8 bits for inference
-            on a CPU.
+        dtype: precision of the weights, by torch's name: float32, bfloat16, float16; or, for inference, int8 and on CUDA fp8: dense
+            layers in 8 bits with a scale an output, the rest in float32 on a CPU and in bfloat16 on CUDA.
         adapter: a run of adapters or a PEFT directory, to be put over this model. A run of adapters as `path_or_name` is
             loaded over the model that it was trained over.
 
@@ -94,20 +95,22 @@ def load_model(
     """
     device, dtype = str(device), str(dtype).removeprefix("torch.")
     _require_device(device)
-    if dtype not in (*DTYPES, INT8):
-        raise ConfigError(f"unknown precision '{dtype}'{nearest(dtype, (*DTYPES, INT8))}")
-    if dtype == INT8:
-        m = load_model(path_or_name, device, "float32", adapter)
+    if dtype not in (*DTYPES, *PACKED):
+        raise ConfigError(f"unknown precision '{dtype}'{nearest(dtype, (*DTYPES, *PACKED))}")
+    if dtype in PACKED:
+        if dtype == "fp8":
+            require_float8(torch.device(device), "use --dtype int8 or bfloat16")
+        m = load_model(path_or_name, device, "bfloat16" if device.startswith("cuda") else "float32", adapter)
         if m.adapter is not None and m.adapter.config.base != "float":
             raise UnsupportedError(
-                f"the base of {m.name} is in {m.adapter.config.base} already: leave --dtype int8 out"
+                f"the base of {m.name} is in {m.adapter.config.base} already: leave --dtype {dtype} out"
             )
         if reader := weight_reader(m.module):
             raise UnsupportedError(
-                f"the adapter of {m.name} at {reader} reads the weight that it adapts: leave --dtype int8 out, or merge it first "
-                "(luban export --merge)"
+                f"the adapter of {m.name} at {reader} reads the weight that it adapts: leave --dtype {dtype} out, or merge it "
+                "first (luban export --merge)"
             )
-        pack_int8(m.module)
+        pack_for_inference(m.module, dtype)
         return m
     path = Path(path_or_name)
     if adapter is not None or is_adapter(path):

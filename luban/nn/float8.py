@@ -19,18 +19,15 @@ from luban.nn.linear import Matmul, matmul_owners
 E4M3 = torch.float8_e4m3fn
 
 
-def require_float8(device: torch.device) -> None:
-    """Raise UnsupportedError where the hardware has no 8-bit matmuls."""
+def require_float8(device: torch.device, instead: str = "use --train.precision bf16") -> None:
+    """Raise UnsupportedError where the hardware has no 8-bit floating point; `instead`: what would be right."""
     if device.type != "cuda":
-        raise UnsupportedError(
-            f"fp8 matmuls need a CUDA GPU of compute capability 8.9 or higher, this is {device}: "
-            "use --train.precision bf16"
-        )
+        raise UnsupportedError(f"fp8 needs a CUDA GPU of compute capability 8.9 or higher, this is {device}: {instead}")
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):
         raise UnsupportedError(
-            f"fp8 matmuls need a GPU of compute capability 8.9 or higher; {torch.cuda.get_device_name(device)} "
-            f"has {capability[0]}.{capability[1]}: use --train.precision bf16"
+            f"fp8 needs a GPU of compute capability 8.9 or higher; {torch.cuda.get_device_name(device)} "
+            f"has {capability[0]}.{capability[1]}: {instead}"
         )
 
 

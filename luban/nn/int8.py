@@ -1,4 +1,5 @@
-"""Linear maps with weights in 8 bits for inference on a CPU, where decoding one token costs what reading the weights costs.
+"""Linear maps with weights in 8 bits for inference on a CPU, where decoding one token costs what reading the weights costs; for a
+GPU see `luban.nn.scaled_weight`.
 
 I inputs, O outputs. A weight row is stored as round(w / scale) with scale = max|w| / 127, one scale an output.
 """
@@ -47,6 +48,8 @@ class Int8Weight(nn.Module):
         """(…, I) → (…, O), in the precision of the input."""
         weight, scale_O = self.weight, self.scale
         rows = x.view(-1, x.shape[-1]) if x.is_contiguous() else x.reshape(-1, x.shape[-1])
+        if rows.shape[0] == 0:
+            return x.new_empty(*x.shape[:-1], weight.shape[0])
         if rows.shape[0] <= MOST_ROWS and rows.shape[1] % KERNEL_STEP == 0:
             out = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale_O).to(x.dtype)
         else:
@@ -56,15 +59,25 @@ class Int8Weight(nn.Module):
 
 
 @torch.no_grad()
-def pack_int8(module: nn.Module) -> None:
+def pack_for_inference(module: nn.Module, kind: str = "int8") -> None:
     """Pack the weights of every owner inside `module` into 8 bits, in place; embeddings and norms stay as they are.
 
-    A tied output layer gets packed weights of its own. Raises ConfigError off the CPU.
-    """
-    from luban.nn.linear import matmul_owners
+    A tied output layer gets packed weights of its own.
 
-    devices = {parameter.device for parameter in module.parameters() if parameter.device.type != "cpu"}
-    if devices:
-        raise ConfigError(f"int8 weights run on the CPU alone, not on {devices.pop()}")
+    Args:
+        kind: "int8", or "fp8" on a GPU that has it.
+
+    Raises ConfigError, UnsupportedError for a device on which the kind isn't served.
+    """
+    from luban.nn.float8 import require_float8
+    from luban.nn.linear import matmul_owners
+    from luban.nn.scaled_weight import Float8Scaled, Int8Scaled
+
+    device = next(module.parameters()).device
+    if kind == "fp8":
+        require_float8(device, "use --dtype int8 or bfloat16")
+    elif device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"int8 weights run on a CPU or a CUDA GPU, not on {device}")
+    packed: PackedKind = Float8Scaled if kind == "fp8" else Int8Scaled if device.type == "cuda" else Int8Weight
     for _, owner in list(matmul_owners(module)):
-        owner.pack()
+        owner.pack(packed)

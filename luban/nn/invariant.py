@@ -30,6 +30,8 @@ class InvariantMatmul(Matmul):
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x·weightᵀ (+ bias), (…, I) → (…, O)."""
         rows_NI = x.reshape(-1, x.shape[-1])
+        if len(rows_NI) == 0:
+            return x.new_empty(*x.shape[:-1], weight_OI.shape[0])
         if rows_NI.is_cuda:
             from luban.kernels.fixed_matmul import fixed_matmul
 

@@ -11,7 +11,7 @@ import torch
 
 from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import DataError, LubanError, UnsupportedError, UsageError, nearest
+from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
 from luban.load.adapted import find_adapter, in_our_names, require_base
@@ -47,18 +47,21 @@ class AdapterPool:
         self._base = ""
 
     def start(self, tokens: int) -> None:
-        """Read as many adapters as memory holds, so that the memory for them is taken before the rest is divided.
+        """Read as many adapters as may be in memory, so that the memory for them is taken before the rest is divided.
 
         Args:
             tokens: of a forward at most, padding included.
+
+        Raises:
+            DataError, ArtifactError, LineageError, UnsupportedError: as `hold` does, for one that can't be served; of those
+                beyond `most`, which are read when they are asked for, where there is none at its path.
         """
         slots, device = max(1, min(self.most, len(self.known))), float_parameter(self.model.module).device
         self.selection = Selection(slots, tokens, device, invariant=self.invariant)
         for name in list(self.known)[: self.most]:
-            try:
-                self.hold(name, ())
-            except LubanError as error:
-                warn(f"the adapter {name} can't be served: {error}")
+            self.hold(name, ())
+        for name in list(self.known)[self.most :]:
+            find_adapter(Path(self.known[name]))
 
     def require(self, name: str) -> None:
         """Raise DataError for an unknown name."""

@@ -12,7 +12,8 @@ from luban.generate.paged_cache import PagedCache
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.base import Model
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention, PagedLayer
+from luban.nn.attention.paged import PagedAttention
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
 from luban.parallel.heads import HeadRange, bias_of_heads
@@ -44,10 +45,12 @@ class PagedBackend:
     Args:
         kind: where all heads are here.
         heads: those of this process; None: all.
+        kept: in which keys and values are kept (`PagedLayer`); None: in the model's precision.
     """
 
     kind: type[PagedAttention] = PagedAttention
     heads: HeadRange | None = None
+    kept: torch.dtype | None = None
 
     def over(self, cache: PagedCache, tokens: PackedTokens, kernel: str | None = None) -> PagedAttention:
         """For a forward over these tokens, of a decoder."""
@@ -64,4 +67,4 @@ class PagedBackend:
 
     def cache(self, model: Model, *, blocks: int, block_size: int) -> PagedCache:
         """A pool for the heads that are here."""
-        return PagedCache.of(model, blocks=blocks, block_size=block_size, shapes=self.shapes(model))
+        return PagedCache.of(model, blocks=blocks, block_size=block_size, shapes=self.shapes(model), kept=self.kept)

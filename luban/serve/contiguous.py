@@ -1,6 +1,6 @@
-"""Sequences over a contiguous cache: for models whose keys and values can't be kept in pages (encoder–decoders, positions
-by the length of the row), and as the slow twin of `luban.serve.paged`. The cache is copied whenever sequences join or
-leave."""
+"""Sequences over a contiguous cache: for models whose keys and values can't be kept in pages (positions by the length of the
+row, mixers with other states: `luban.generate.paged_cache.paging_refusal`), and as the slow twin of `luban.serve.paged`. The
+cache is copied whenever sequences join or leave."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ class Engine:
         max_batch: sequences that grow together; more wait. None: 256, with a contiguous cache 32.
         cache_bytes: memory for keys and values; requests wait until there are blocks for theirs. None: half of what the
             device has free, on CUDA nearly all of it.
+        cache_dtype: of keys and values; "auto": the model's; "fp8": about half the memory of bfloat16, at some loss.
         paged: whether keys and values are kept in blocks (`luban.serve.paged`). None: where the model allows it; False: a
             contiguous cache, which gives the same tokens more slowly.
         draft: a smaller model with the same vocabulary, which guesses tokens that the model then reads at once
@@ -88,6 +89,7 @@ class Engine:
         *,
         max_batch: int | None = None,
         cache_bytes: int | None = None,
+        cache_dtype: str = "auto",
         paged: bool | None = None,
         draft: LoadedModel | None = None,
         ngram: bool = False,
@@ -104,6 +106,7 @@ class Engine:
         options = BatchOptions(
             max_batch=max_batch,
             cache_bytes=cache_bytes,
+            cache_dtype=cache_dtype,
             paged=paged,
             draft=draft,
             ngram=ngram,

@@ -21,6 +21,7 @@ class BatchOptions:
 
     max_batch: int | None = None
     cache_bytes: int | None = None
+    cache_dtype: str = "auto"
     paged: bool | None = None
     draft: LoadedModel | None = None
     ngram: bool = False
@@ -57,6 +58,7 @@ def make_batch(model: LoadedModel, options: BatchOptions, adapters: AdapterPool 
         for asked, what in (
             (options.draft is not None or options.ngram, "speculation"),
             (options.swap_bytes > 0, "swapping"),
+            (options.cache_dtype != "auto", "a cache in fp8"),
             (options.batch_invariant, "batch invariance"),
             (adapters is not None, "serving adapters by name"),
         ):
@@ -68,6 +70,7 @@ def make_batch(model: LoadedModel, options: BatchOptions, adapters: AdapterPool 
         model.module,
         max_batch=options.max_batch,
         cache_bytes=options.cache_bytes,
+        cache_dtype=options.cache_dtype,
         draft=None if options.draft is None else options.draft.module,
         ngram=options.ngram,
         draft_tokens=options.draft_tokens,
@@ -95,6 +98,7 @@ def _divided(model: LoadedModel, options: BatchOptions, adapters: AdapterPool | 
             leader.module,
             max_batch=options.max_batch,
             cache_bytes=options.cache_bytes,
+            cache_dtype=options.cache_dtype,
             draft=None if options.draft is None else options.draft.module,
             ngram=options.ngram,
             draft_tokens=options.draft_tokens,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luban.core.errors import DataError
+from luban.core.errors import ConfigError, DataError
 from luban.core.units import bytes_
 from luban.generate.cache import float_parameter
 from luban.generate.paged_cache import BLOCK_SIZE
@@ -20,6 +20,7 @@ from luban.serve.model_runner import ModelRunner
 from luban.serve.scheduler import Chunk, SequenceState
 
 SHARE = 0.5  # of the free memory; the rest is for prompts while they are read, and for caches while they are joined
+SCALE_BYTES = 4  # of a head's numbers in 8 bits
 WARM_SHARE = 0.9  # of what is free beside a measured forward; the rest is for pieces of memory that nothing fits
 
 
@@ -119,10 +120,17 @@ class PagedBudget(CacheBudget):
             recorded: forwards will be, and keep memory of their own.
             backend: of attention; None: of all heads.
             share: of a host's free memory.
+
+        Raises ConfigError for `cache_bytes` that hold no block.
         """
         backend = backend or PagedBackend()
         size = slot_bytes(model, backend) + (0 if draft is None else slot_bytes(draft))
         context = model.spec.context
+        if cache_bytes is not None and cache_bytes < size * block_size:
+            raise ConfigError(
+                f"{bytes_(cache_bytes)} for keys and values hold no block of {block_size} tokens, which takes "
+                f"{bytes_(size * block_size)}: give a larger --cache-gb (cache_bytes)"
+            )
         if cache_bytes is None:
             device = float_parameter(model).device
             if device.type == "cuda":
@@ -160,13 +168,14 @@ class PagedBudget(CacheBudget):
 
 def slot_bytes(model: Model, backend: PagedBackend | None = None) -> int:
     """What all layers keep of one token: keys and values, and the states of other mixers. `backend`: whose heads; None: all."""
-    mixers = [layer.mixer for layer in model.spec.layers]
-    shapes = (backend or PagedBackend()).shapes(model)
-    numbers = sum(2 * shape.key_heads * shape.head_dim for shape in shapes if shape is not None)
+    mixers, backend = [layer.mixer for layer in model.spec.layers], backend or PagedBackend()
+    each = float_parameter(model).element_size()
+    heads = [(2 * shape.key_heads, shape.head_dim) for shape in backend.shapes(model) if shape is not None]
+    kept = sum(count * (width * each if backend.kept is None else width + SCALE_BYTES) for count, width in heads)
     states = [state for mixer in mixers for state in mixer.state_spec(model.spec.width) if state.last is None]
-    numbers += sum(state.width for state in states if not state.integer)
+    numbers = sum(state.width for state in states if not state.integer)
     wide = 8 * sum(state.width for state in states if state.integer)
-    return max(numbers * float_parameter(model).element_size() + wide, 1)
+    return max(kept + numbers * each + wide, 1)
 
 
 def free_beside_a_forward(

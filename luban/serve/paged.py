@@ -40,7 +40,7 @@ class PagedBatch:
         max_batch: sequences that run together; None: 256.
         cache_bytes: for keys and values; None: what `PagedBudget.of` finds.
         max_tokens: that a forward reads; None: 8,192 on CUDA, 512 elsewhere, and twice `max_batch` at least.
-        block_size: slots a block.
+        block_size: slots a block. cache_dtype: of keys and values, "auto" (the model's) or "fp8".
         prefix_cache: whether what prompts have in common is read once.
         draft: a smaller model that guesses tokens (`luban.serve.speculation`). UnsupportedError for another vocabulary.
         ngram: whether tokens are guessed from what followed the same ones before.
@@ -60,6 +60,7 @@ class PagedBatch:
         cache_bytes: int | None = None,
         max_tokens: int | None = None,
         block_size: int = BLOCK_SIZE,
+        cache_dtype: str = "auto",
         prefix_cache: bool = True,
         draft: Model | None = None,
         ngram: bool = False,
@@ -77,6 +78,7 @@ class PagedBatch:
             max_tokens=max_tokens,
             cache_bytes=cache_bytes,
             block_size=block_size,
+            cache_dtype=cache_dtype,
             kernel=kernel,
             swap_bytes=swap_bytes,
             batch_invariant=batch_invariant,

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
+from luban.core.errors import UnsupportedError
 from luban.generate.host_blocks import HostBlocks
 from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.models.base import Model
 from luban.nn.attention.paged import PagedAttention, kernel_serves
 from luban.nn.attention.paged_invariant import InvariantPagedAttention
+from luban.nn.attention.paged_layer import FLOAT8
+from luban.nn.float8 import require_float8
 from luban.nn.invariant import use_invariant_matmuls
 from luban.nn.linear import lay_adjacent
 from luban.parallel.heads import HeadRange
@@ -59,9 +64,19 @@ class PoolSettings:
     )
     cache_bytes: int | None = None  # for keys and values in each process; none: what `PagedBudget.of` finds
     block_size: int = BLOCK_SIZE  # slots a block
+    cache_dtype: str = "auto"  # of keys and values: auto, the model's, or fp8
     kernel: str | None = None  # of attention
     swap_bytes: int = 0  # of each process's host memory for preempted sequences
     batch_invariant: bool = False  # outputs are bit for bit those of a request alone
+
+    @property
+    def kept(self) -> torch.dtype | None:
+        """See `PagedBackend`. Raises UnsupportedError for another name, and for a GPU that has no fp8."""
+        if self.cache_dtype == "auto":
+            return None
+        if self.cache_dtype != "fp8":
+            raise UnsupportedError(f"keys and values are kept in auto or fp8, '{self.cache_dtype}' given")
+        return FLOAT8
 
     def sequences(self) -> int:
         """That run together."""
@@ -107,7 +122,11 @@ def make_pool(
         if each is not None and settings.batch_invariant:
             use_invariant_matmuls(each)
     kind = InvariantPagedAttention if settings.batch_invariant else PagedAttention
-    backend = PagedBackend(kind, None if divided is None else divided.heads)
+    backend = PagedBackend(kind, None if divided is None else divided.heads, settings.kept)
+    if backend.kept is not None and device == "cuda":
+        require_float8(
+            next(module.parameters()).device, "keep keys and values in their own precision (--cache-dtype auto)"
+        )
     sequences, tokens, size = settings.sequences(), settings.tokens(device), settings.block_size
     if adapters is not None:
         adapters.start(max(recorded_tokens(tokens), recorded_size(sequences)))

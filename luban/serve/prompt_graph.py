@@ -132,6 +132,6 @@ def chunk_step(cache: PagedCache) -> int | None:
     steps = set()
     for shape, place in zip(cache.shapes, cache.layers, strict=True):
         if shape is not None and place is not None:
-            width = padded_width(shape.head_dim) * place.keys.dtype.itemsize
+            width = padded_width(shape.head_dim) * place.dtype.itemsize
             steps.add(chunk_tokens(shape.heads, shape.key_heads, width))
     return steps.pop() if len(steps) == 1 else None

@@ -77,5 +77,5 @@ def _require_calls(page: str, messages: Messages, fill: Fill, prompt: bool) -> N
             if found is not None and found[0] == page and not found[1]:
                 raise DataError(
                     f"turn {turn + 1} of the conversation, the assistant's: the chat template leaves out its tool "
-                    "calls: use one that has them (--chat-template FILE)"
+                    "calls: use a model whose template has them (luban sft and luban tokenizer import take --chat-template FILE)"
                 )

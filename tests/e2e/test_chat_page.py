@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from adapted_models import write_adapter
 from browser import CHROMIUM, DRIVER
 from test_http import KEY, start, stop
+
+from luban.adapters.lora import LoRA
 
 pytest.importorskip("fastapi")
 if not (CHROMIUM and DRIVER):
@@ -139,6 +142,36 @@ def test_messages_that_do_not_fit_the_context_are_left_out_and_that_is_said(brow
     browser.until(f"{ANSWERED} == 2")
     said = browser.script("[...document.querySelectorAll('.dropped')].map(p => p.textContent)")
     assert said == ["The oldest 2 messages no longer fit the context and were left out."]
+
+
+def test_a_model_or_one_of_its_adapters_is_chosen_and_kept(browser, tiny_checkpoint, tmp_path):
+    write_adapter(tiny_checkpoint, LoRA(rank=2), tmp_path / "poems")
+    process, address, _ = start(tiny_checkpoint, "--port", "0", "--adapter", f"poems={tmp_path / 'poems'}")
+    try:
+        open_with_short_answers(browser, address)
+        assert browser.script("[...document.getElementById('choice').options].map(o => o.text).join()") == (
+            "tiny-bytes,poems"
+        )
+        browser.script(
+            "(c => { c.value = 'poems'; c.dispatchEvent(new Event('change')) })(document.getElementById('choice'))"
+        )
+        assert browser.script("requestFor([{role: 'user', content: 'x'}])[1]")["model"] == "poems"
+        browser.type("#input", "hello" + ENTER)
+        browser.until(f"{ANSWERED} == 1")
+        assert browser.script("document.querySelector('.message.assistant .who').textContent") == "poems"
+        browser.do("window/rect", width=500, height=800)
+        assert browser.script("document.documentElement.scrollWidth <= innerWidth")
+        browser.open(address)
+        browser.until("state.model == 'poems' && document.getElementById('choice').value == 'poems'")
+        browser.script("localStorage.clear()")
+    finally:
+        stop(process)
+
+
+def test_without_adapters_there_is_nothing_to_choose(browser, plain):
+    browser.open(plain)
+    browser.until("state.model")
+    assert browser.script("document.getElementById('choice').hidden")
 
 
 def test_a_phones_width_shows_everything(browser, plain, tmp_path):

@@ -62,7 +62,10 @@ def test_one_guard_and_the_api_of_one_server(front):
     refused = httpx.get(f"{address}/v1/models", headers={**AUTH, "Host": "evil.example"})
     assert refused.status_code == 403
     with httpx.Client(base_url=address, headers=AUTH, timeout=60) as client:
-        assert client.get("/v1/models").json()["data"][0]["id"] == "tiny-bytes"
+        listed = client.get("/v1/models")
+        assert listed.json()["data"][0]["id"] == "tiny-bytes"
+        once = {"date", "server", "content-type", "content-length", "x-request-id", "luban-replica"}
+        assert sorted(name.decode().lower() for name, _ in listed.headers.raw) == sorted(once)
         assert "Luban" in client.get("/").text
         assert client.post("/v1/chat/completions", json=chat("hi", temperature=-1)).status_code == 400
         assert client.get("/nowhere").status_code == 404

@@ -15,6 +15,7 @@ from luban.kernels.flash.tile import (
     far_bias,
     far_from,
     fetch_tile,
+    fold,
     key_blocks,
     load_parameters,
     load_tile,
@@ -61,21 +62,7 @@ def _walk(acc, m, total, q, K, V, b, kv, TABLE_PTR, first_number, second_number,
         if WALK == 3:  # noqa: SIM102 - this is decided when the kernel is compiled
             if (block < full_first) | (block >= full_last):
                 s = tl.where((cols[None, :] >= start[:, None]) & (cols[None, :] < stop[:, None]), s, float("-inf"))
-        if BIAS > 0:
-            m_new = tl.maximum(m, tl.max(s, 1))
-        else:
-            m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
-        shift = m_new
-        if MASKED:
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
-        if BIAS > 0:
-            p = tl.exp2(s - shift[:, None])
-        else:
-            p = tl.exp2(s * qk_scale - shift[:, None])
-        decay = tl.exp2(m - shift)
-        total = total * decay + tl.sum(p, 1)
-        acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
-        m = m_new
+        acc, m, total = fold(acc, m, total, s, v, qk_scale, BIAS > 0, MASKED, UPCAST)
     return acc, m, total
 
 

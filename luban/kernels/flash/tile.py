@@ -1,4 +1,4 @@
-"""Code shared by forward and backward: which tiles a program processes and how it loads them, bias and mask of scores.
+"""Code shared by forward and backward: which tiles a program processes and how it loads them, bias and mask of scores, softmax.
 
 Scores live in base 2: s₂ = q·kᵀ·scale·log₂e + bias·log₂e, so that exp2 can be used throughout.
 """
@@ -310,3 +310,28 @@ def matmul(a, b, UPCAST: tl.constexpr):
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def fold(acc, m, total, s, v, qk_scale, SCALED: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr):
+    """Fold a tile's scores s (rows, keys) and values v (keys, width) into the running maximum m and sum total (rows) and
+    mix acc (rows, width): online softmax (Dao 2023, algorithm 1).
+
+    SCALED: the scores have been multiplied by `qk_scale`, which is done here otherwise, after the maximum has been taken.
+    MASKED: there may be rows that have seen no key yet.
+    """
+    if SCALED:
+        m_new = tl.maximum(m, tl.max(s, 1))
+    else:
+        m_new = tl.maximum(m, tl.max(s, 1) * qk_scale)
+    shift = m_new
+    if MASKED:
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
+    if SCALED:
+        p = tl.exp2(s - shift[:, None])
+    else:
+        p = tl.exp2(s * qk_scale - shift[:, None])
+    decay = tl.exp2(m - shift)
+    total = total * decay + tl.sum(p, 1)
+    acc = acc * decay[:, None] + matmul(p.to(v.dtype), v, UPCAST)
+    return acc, m_new, total

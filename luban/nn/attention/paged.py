@@ -24,19 +24,12 @@ from luban.kernels.distance import DistanceBias
 from luban.nn.attention.attend import attention
 from luban.nn.attention.backend import AttentionBackend, NewTokens
 from luban.nn.attention.packed import PackedSources, PackedTokens
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.attention.prepared_mask import Bias, PreparedMask
 from luban.nn.mixer.base import AttentionShape
 from luban.nn.mixer.layout import layout_for
 
 WIDEST = 256  # D that the kernel's tiles hold
-
-
-class PagedLayer:
-    """Keys and values of one layer, (slots, K, D) both; slot = block · block size + place in the block."""
-
-    def __init__(self, slots: int, shape: AttentionShape, device: torch.device, dtype: torch.dtype):
-        self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=dtype)
-        self.values = torch.empty_like(self.keys)
 
 
 @dataclass(frozen=True)
@@ -151,8 +144,8 @@ class PagedAttention(AttentionBackend):
     ) -> Tensor:
         """(1, H, N, D) of queries, keys and values of the packed tokens, (1, H or K, N, D)."""
         k_NKD, v_NKD = (x[0].transpose(0, 1) for x in (k_BKTD, v_BKTD))
-        _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
-        return self._read(q_BHTD, mask, cache, scale, (k_NKD, v_NKD))
+        new = _store(k_NKD, v_NKD, cache, self.tokens.slots_N, by_kernel=isinstance(mask, KernelMask))
+        return self._read(q_BHTD, mask, cache, scale, new)
 
     def cross_attend(
         self,
@@ -212,11 +205,8 @@ class PagedAttention(AttentionBackend):
         if part.slots is None:
             assert new is not None
             k_SKD, v_SKD = new
-        elif isinstance(part.slots, slice):
-            k_SKD, v_SKD = cache.keys[part.slots], cache.values[part.slots]
         else:
-            slots = part.slots.flatten()  # index_select copies whole rows: 4 times as fast as indexing on a CPU
-            k_SKD, v_SKD = cache.keys.index_select(0, slots), cache.values.index_select(0, slots)
+            k_SKD, v_SKD = cache.read(part.slots if isinstance(part.slots, slice) else part.slots.flatten())
         if part.sequences == 1:
             return _attend(q_NHD[None], k_SKD[None], v_SKD[None], part.mask, scale)[0]
         q_RTHD, k_RSKD, v_RSKD = (x.unflatten(0, (part.sequences, -1)) for x in (q_NHD, k_SKD, v_SKD))
@@ -232,6 +222,7 @@ class PagedAttention(AttentionBackend):
             q_HND,
             cache.keys,
             cache.values,
+            cache.scales,
             self.tokens.tables_CM,
             mask.work,
             mask.bias,
@@ -242,15 +233,14 @@ class PagedAttention(AttentionBackend):
         )
 
 
-def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> None:
-    """Put keys and values into their slots of the pool."""
-    if by_kernel:
-        from luban.kernels.paged_launch import store
+def _store(k_NKD: Tensor, v_NKD: Tensor, cache: PagedLayer, slots_N: Tensor, *, by_kernel: bool) -> KeysValues | None:
+    """Put keys and values into their slots of the pool. Returns them as they are read later; None: to be read there."""
+    if not by_kernel:
+        return cache.write(k_NKD, v_NKD, slots_N)
+    from luban.kernels.paged_launch import store
 
-        store(k_NKD, v_NKD, cache.keys, cache.values, slots_N)
-    else:
-        for pool, new_NKD in ((cache.keys, k_NKD), (cache.values, v_NKD)):
-            pool.index_copy_(0, slots_N, new_NKD if new_NKD.dtype == pool.dtype else new_NKD.to(pool.dtype))
+    store(k_NKD, v_NKD, cache.keys, cache.values, cache.scales, slots_N)
+    return None if cache.scales is not None else (k_NKD, v_NKD)
 
 
 def _reaching(bias: DistanceBias | None, tokens: PackedTokens) -> DistanceBias | None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from luban.core.protocols import KeysValues
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import KernelMask, PagedAttention, PagedLayer, PartMaker
+from luban.nn.attention.paged import KernelMask, PagedAttention, PartMaker
+from luban.nn.attention.paged_layer import PagedLayer
 
 TILE_TOKENS = 16
 TILE_KEYS = 64
@@ -85,7 +86,7 @@ def _attend_tile(q_nHD: Tensor, tile: Tile, cache: PagedLayer, scale: float | No
     largest_KR1 = q_KRD.new_full((*q_KRD.shape[:2], 1), float("-inf"))
     total_KR1 = torch.zeros_like(largest_KR1)
     for slots_S, mask_HTS in tile.keys:
-        k_KSD, v_KSD = (x.index_select(0, slots_S).transpose(0, 1).float() for x in (cache.keys, cache.values))
+        k_KSD, v_KSD = (x.transpose(0, 1).float() for x in cache.read(slots_S))
         mask_KRS = mask_HTS.expand(H, -1, -1).reshape(K, -1, TILE_KEYS)
         scores_KRS = torch.bmm(q_KRD, k_KSD.transpose(1, 2)) + mask_KRS
         now_KR1 = torch.maximum(largest_KR1, scores_KRS.amax(-1, keepdim=True))

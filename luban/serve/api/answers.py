@@ -272,6 +272,7 @@ class Answers:
             return True
         finally:
             task.cancel()
+            await asyncio.wait({task})  # until it has been counted and noted for the log
 
     async def _events(self, job: Job, deltas: Deltas) -> AsyncIterator[str]:
         """Server-sent events: chunks, then usage where asked for, then [DONE]."""
@@ -315,6 +316,7 @@ class Answers:
         finally:
             service.active -= 1
             await deltas.aclose()
+            timing.close()
             self._note(job, timing, http.state.note)
 
     def _note(self, job: Job, timing: Timing, note: dict[str, Any]) -> None:

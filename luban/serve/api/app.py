@@ -107,7 +107,7 @@ def create_app(
 
     if not callable(served):
         service.serve(engine_or_model(served) if isinstance(served, LoadedModel) else served)
-    app = FastAPI(title="Luban", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(title="Luban", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     app.add_middleware(BodyLimit, limit=lambda: body_limit(service.context))
     app.add_middleware(OpenWhenReady, service=service, free=frozenset(OPEN))

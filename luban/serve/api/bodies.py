@@ -103,7 +103,7 @@ class Body(BaseModel):
     """Fields that both endpoints share. A null is as good as no field, as OpenAI's client sends them. Fields that say nothing
     about the answer are ignored; others that aren't known are refused, as a mistyped name would be ignored silently."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     model: str | None = None  # must be the served model's name where given
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)

@@ -66,6 +66,12 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     return JSONResponse(error_body(f"{where}: {message}" if where else message, param=where or None), 400)
 
 
+def _unread(error: HTTPException) -> str:
+    """Why a body isn't JSON, where its parser failed otherwise than on the grammar."""
+    reason = "it is not in UTF-8" if isinstance(error.__cause__, UnicodeDecodeError) else "it is nested too deeply"
+    return f"the request's body can't be read as JSON: {reason}"
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error in OpenAI's shape."""
 
@@ -77,7 +83,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def refused(http: HttpRequest, error: HTTPException) -> JSONResponse:
         message = f"no route {http.method} {http.url.path}" if error.status_code in (404, 405) else str(error.detail)
         if message == UNREAD:
-            message = "the request's body can't be read as JSON: it is nested too deeply or not in UTF-8"
+            message = _unread(error)
         return JSONResponse(error_body(message), error.status_code, error.headers)
 
     @app.exception_handler(UnknownModel)

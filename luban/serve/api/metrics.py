@@ -53,6 +53,7 @@ class Timing:
     def __init__(self, metrics: Metrics, requests: list[Request]):
         self.metrics, self.began, self.last = metrics, time.perf_counter(), {}
         self.first: float | None = None  # seconds to the first token
+        self.requests, self.ended = requests, set[tuple[int, int]]()  # the answers that have ended
         metrics.prompt_tokens.inc(sum(len(request.prompt) for request in requests))
 
     def delta(self, index: int, delta: Delta) -> None:
@@ -66,8 +67,14 @@ class Timing:
         self.last[answer] = now
         self.metrics.generated_tokens.inc(len(delta.token_ids))
         if delta.finish_reason:
+            self.ended.add(answer)
             self.metrics.ended.labels(delta.finish_reason).inc()
             self.metrics.whole.observe(now - self.began)
+
+    def close(self) -> None:
+        """No more deltas come: answers that have not ended were cancelled, such as those to a client that has left."""
+        left = sum(len(request.result.choices) for request in self.requests) - len(self.ended)
+        self.metrics.ended.labels("cancelled").inc(max(left, 0))
 
 
 class _Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -96,6 +97,7 @@ class Service:
         self.loop: asyncio.AbstractEventLoop | None = None  # while the application runs
         self.stopping = asyncio.Event()
         self.draining = False
+        self.loaded_at = 0  # Unix time at which the model was there
         self.active = 0  # answers that are being written
         self.on_loaded: Callable[[], None] = lambda: None  # called when loading has ended, well or not
         self.tokenising = CapacityLimiter(TOKENISING)
@@ -107,6 +109,7 @@ class Service:
         """Take up what has been loaded."""
         self.engine = served if isinstance(served, Engine) else None
         self._model = served.model if isinstance(served, Engine) else served
+        self.loaded_at = int(time.time())
         self.worker = Worker(served if isinstance(served, Engine) else NoEngine())
 
     async def load(self, function: Callable[[], Engine | LoadedModel]) -> None:
@@ -240,7 +243,7 @@ class Service:
         return {
             "id": name,
             "object": "model",
-            "created": 0,
+            "created": self.loaded_at,
             "owned_by": "luban",
             "context": self.model.spec.context,
             "chat": chat and self.engine is not None,

@@ -22,6 +22,7 @@ from luban.serve.replicas.process import Replica
 from luban.serve.replicas.routing import Router, text_of
 
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-authorization"}
+SERVERS = {b"date", b"server"}  # headers that every server adds to an answer, the front's too
 OWN = {b"host", b"authorization", b"content-length", b"origin"}  # what the front answers for itself
 NAMED = b"luban-replica"  # header of answers: which one gave it
 SHOWS_AFTER = 0.05  # seconds from a broken connection until the end of its process shows
@@ -227,7 +228,7 @@ class Front:
             await JSONResponse(body, 503, RETRY_AFTER)({"type": "http"}, _nothing, send)
             return True
         try:
-            kept = [(name, value) for name, value in answer.headers.raw if name.lower() not in HOP_BY_HOP]
+            kept = [(name, value) for name, value in answer.headers.raw if name.lower() not in HOP_BY_HOP | SERVERS]
             streams = answer.headers.get("content-type", "").startswith("text/event-stream")
             headers = [*kept, (NAMED, str(number).encode())]
             await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})

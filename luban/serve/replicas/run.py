@@ -14,11 +14,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from luban.core.log import say, warn
+from luban.serve.api.answers import LEFT_OUT
 from luban.serve.api.body_limit import BodyLimit
 from luban.serve.api.chat_page import PAGE
 from luban.serve.api.guard import KeyGuard, SiteGuard, check_sites
 from luban.serve.api.rate_limit import RateLimit
-from luban.serve.replicas.front import Front, guarded
+from luban.serve.replicas.front import NAMED, Front, guarded
 from luban.serve.replicas.process import Replica, environments
 from luban.serve.run import address_of, bind, log_no_cancellations
 
@@ -73,7 +74,13 @@ def serve_replicas(
             app = KeyGuard(app, options.api_key, frozenset({"/health", *PAGE}))
         app = SiteGuard(app, hosts=frozenset((host, *options.hosts)), origins=frozenset(options.origins))
         if options.origins:
-            app = CORSMiddleware(app, options.origins, allow_methods=["*"], allow_headers=["*"])
+            app = CORSMiddleware(
+                app,
+                options.origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=[LEFT_OUT, NAMED.decode()],
+            )
         return app
 
     config = uvicorn.Config(

@@ -20,6 +20,8 @@ class Arguments:
     key: str | None = None  # a word
     names: tuple[str, ...] = ()  # several
     loud: bool = False  # a switch
+    share: float | None = None  # a part
+    mode: Literal["slow", "fast"] = "slow"  # one of two
 
 
 def read(argv, **environment):
@@ -38,8 +40,17 @@ def test_variables_stand_for_flags_and_the_command_line_wins():
 def test_a_value_that_cannot_be_is_refused():
     with pytest.raises(UsageError, match="X_LOUD must be true or false"):
         read([], X_LOUD="maybe")
-    with pytest.raises(UsageError, match="port"):
+    with pytest.raises(UsageError, match="X_PORT must be a whole number, 'many' given"):
         read([], X_PORT="many")
+    with pytest.raises(UsageError, match="X_SHARE must be a number, 'half' given"):
+        read([], X_SHARE="half")
+    with pytest.raises(UsageError, match="X_MODE must be one of slow, fast, 'other' given"):
+        read([], X_MODE="other")
+
+
+def test_a_variable_that_sets_nothing_is_named(capsys):
+    read([], X_PROT="9", XPORT="9")
+    assert capsys.readouterr().err == "warning: the variable X_PROT sets no flag (did you mean 'X_PORT'?)\n"
 
 
 def test_every_flag_of_serve_has_its_variable(monkeypatch):

@@ -8,8 +8,8 @@ from drawn import drawn
 from interpreter import DEVICE, HERE, ON_GPU, here, run_interpreted
 
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedLayer
 from luban.nn.attention.paged_invariant import InvariantPagedAttention
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.mixer.base import AttentionShape
 
 DTYPES = [torch.float32, torch.bfloat16]

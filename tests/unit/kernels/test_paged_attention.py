@@ -15,7 +15,8 @@ from luban.kernels.attention_mask import AttentionMask
 from luban.models.build import build_model
 from luban.models.spec import uniform
 from luban.nn.attention.packed import PackedTokens
-from luban.nn.attention.paged import PagedAttention, PagedLayer
+from luban.nn.attention.paged import PagedAttention
+from luban.nn.attention.paged_layer import PagedLayer
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.init import NormalInit
 from luban.nn.mixer.base import AttentionShape
@@ -27,6 +28,7 @@ from luban.serve.model_runner import ModelRunner
 from luban.serve.prompt_graph import PromptGraphs, chunk_step, recorded_tokens
 from luban.serve.scheduler import Chunk, SequenceState
 
+NAN_OF_8_BITS = 0x7F
 BIASES = (None, "alibi", "power", "log", "buckets")
 
 
@@ -44,7 +46,15 @@ def drawn_bias(form: str | None, heads: int, keys: int) -> distance.DistanceBias
 class Case:
     """Random chunks of random sequences in a pool whose other slots hold NaN."""
 
-    def __init__(self, rng: random.Random, form: str | None, dtype: torch.dtype, window: int | None, long: int = 1):
+    def __init__(
+        self,
+        rng: random.Random,
+        form: str | None,
+        dtype: torch.dtype,
+        window: int | None,
+        long: int = 1,
+        kept: torch.dtype | None = None,
+    ):
         self.group, self.K, self.D = (
             rng.choice([1, 2, 3, 8]),
             rng.choice([1, 2]),
@@ -60,15 +70,19 @@ class Case:
         self.tables = [[order.pop() for _ in range(count)] for count in needed]
         shape = AttentionShape(self.H, self.K, self.D, window)
         self.shape, self.dtype = shape, dtype
-        self.layer = PagedLayer((sum(needed) + 3) * self.block, shape, torch.device(DEVICE), dtype)
-        for pool in (self.layer.keys, self.layer.values):
-            pool.fill_(torch.nan)
+        self.layer = PagedLayer((sum(needed) + 3) * self.block, shape, torch.device(DEVICE), dtype, kept)
+        for pool in self.layer.pools():
+            pool.fill_(NAN_OF_8_BITS if pool.dtype == torch.uint8 else torch.nan)
         self.k, self.v = ([torch.randn(n, self.K, self.D, device=DEVICE).to(dtype) for n in lengths] for _ in range(2))
         self.q = torch.randn(sum(counts), self.H, self.D, device=DEVICE).to(dtype)
-        for table, start, keys, values in zip(self.tables, starts, self.k, self.v, strict=True):
-            for at in range(start):
-                slot = table[at // self.block] * self.block + at % self.block
-                self.layer.keys[slot], self.layer.values[slot] = keys[at], values[at]
+        self.slots = [  # of every sequence's tokens
+            torch.tensor(
+                [table[at // self.block] * self.block + at % self.block for at in range(length)], device=DEVICE
+            )
+            for table, length in zip(self.tables, lengths, strict=True)
+        ]
+        for slots, start, keys, values in zip(self.slots, starts, self.k, self.v, strict=True):
+            self.layer.write(keys[:start], values[:start], slots[:start])
         self.bias = drawn_bias(form, self.H, max(lengths))
 
     def packed(self) -> PackedTokens:
@@ -149,6 +163,50 @@ def test_kernel(form, dtype):
     check(random.randrange(2**32), form, "luban", dtype)
 
 
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """To the nearest of the 8-bit numbers, scaled so that the last axis's largest is the largest of them; float64."""
+    numbers = torch.arange(256, dtype=torch.uint8, device=x.device).view(torch.float8_e4m3fn).double()
+    numbers = numbers[numbers.isfinite()].unique()
+    scale = x.double().abs().amax(-1, keepdim=True) / 448
+    below = torch.searchsorted(numbers, (x.double() / scale).contiguous(), right=True).clamp(1, len(numbers) - 1)
+    nearest = torch.stack([numbers[below - 1], numbers[below]], -1)
+    which = (nearest - (x.double() / scale)[..., None]).abs().argmin(-1, keepdim=True)
+    return nearest.gather(-1, which)[..., 0] * scale
+
+
+def test_keys_and_values_in_8_bits():
+    """Each head of each token by its own scale; new tokens are read as they are kept, too."""
+    for _ in range(4):
+        seed = random.randrange(2**32)
+        rng = random.Random(seed)
+        torch.manual_seed(seed)
+        case = Case(rng, rng.choice(BIASES), torch.float32, rng.choice([None, 20]), kept=torch.float8_e4m3fn)
+        found = case.run("torch").double()
+        case.k, case.v = [rounded(x) for x in case.k], [rounded(x) for x in case.v]
+        for slots, keys in zip(case.slots, case.k, strict=True):
+            assert torch.allclose(case.layer.read(slots)[0].double(), keys, rtol=1e-5)
+        assert (found - case.expected()).abs().max() < 2e-5, seed
+
+
+@here
+@pytest.mark.parametrize("long", [1, 8])
+def test_kernel_reads_8_bits(long):
+    """What the pool holds in the end; the kernel keeps what it is given within a step of the format, within a half under Triton's
+    interpreter, whose rounding loses the carry out of the mantissa."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    case = Case(rng, rng.choice(BIASES), torch.float32, rng.choice([None, 20]), long, kept=torch.float8_e4m3fn)
+    found, given = case.run("luban").double(), (case.k, case.v)
+    kept = [case.layer.read(slots) for slots in case.slots]
+    for index, (k, v) in enumerate(kept):
+        for ours, theirs in ((k, given[0][index]), (v, given[1][index])):
+            step = theirs.abs().amax(-1, keepdim=True) / 448 * 2**-9  # of the smallest numbers
+            assert ((ours - theirs).abs() <= theirs.abs() / (8 if ON_GPU else 2) + step).all()
+    case.k, case.v = [k for k, _ in kept], [v for _, v in kept]
+    assert (found - case.expected()).abs().max() < (3e-2 if ON_GPU else 2e-5), seed
+
+
 @here
 def test_what_is_read_beside_a_chunk_is_not_seen():
     """Another sequence's keys and values may be NaN: a chunk's last tile reaches into them."""
@@ -179,7 +237,7 @@ def test_a_chunks_own_keys_are_read_where_they_were_computed():
     def read(own: list[torch.Tensor] | None, added: float | torch.Tensor) -> torch.Tensor:
         case.layer.keys[tokens.slots_N], case.layer.values[tokens.slots_N] = new[0] + added, new[1]
         options = {"block_size": case.block, "window": None, "scale": 0.3, "new": own}
-        pools, bias = (case.layer.keys, case.layer.values), PagedBias.of(case.bias)
+        pools, bias = (case.layer.keys, case.layer.values, None), PagedBias.of(case.bias)
         return paged_attention(case.q.transpose(0, 1), *pools, tokens.tables_CM, work, bias, **options)[of_chunks]
 
     right = read(None, 0.0)

@@ -391,5 +391,5 @@ def test_a_model_that_is_not_finite_is_not_written(tiny_checkpoint, tmp_path, va
 def test_an_unknown_precision_names_all_that_there_are(tiny_checkpoint):
     with pytest.raises(ConfigError, match=r"unknown precision 'int3' \(did you mean 'int8'\?\)"):
         luban.load_model(tiny_checkpoint, dtype="int3")
-    with pytest.raises(ConfigError, match="known: bfloat16, float16, float32, float64, int8"):
+    with pytest.raises(ConfigError, match="known: bfloat16, float16, float32, float64, fp8, int8"):
         luban.load_model(tiny_checkpoint, dtype="x")

@@ -23,7 +23,7 @@ from luban.nn.character import Highway
 from luban.nn.embedding import Embedding
 from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU
-from luban.nn.int8 import MOST_ROWS, pack_int8
+from luban.nn.int8 import MOST_ROWS, pack_for_inference
 from luban.nn.linear import JointLinear, Linear, QKVLinear, matmul_owners
 from luban.nn.lm_head import LMHead, Vocabulary
 from luban.nn.mixer.base import LayerShape
@@ -270,7 +270,7 @@ def test_adapters_are_added_to_int8_weights_too(name, packed_first):
     x = torch.randn(MOST_ROWS + 1, WIDTH)  # fewer are rounded to bfloat16
     before = run(modules[0], x)
     if packed_first:
-        pack_int8(modules[1])
+        pack_for_inference(modules[1])
         torch.testing.assert_close(run(modules[1], x), before, rtol=1e-5, atol=1e-5)
     for (_, plain), (_, eight) in zip(matmul_owners(modules[0]), matmul_owners(modules[1]), strict=True):
         for projection, linear_map in plain.projections().items():
@@ -280,7 +280,7 @@ def test_adapters_are_added_to_int8_weights_too(name, packed_first):
             plain.add_adapter(projection, adapter)
             eight.add_adapter(projection, copy.deepcopy(adapter))
     if not packed_first:
-        pack_int8(modules[1])
+        pack_for_inference(modules[1])
     after = run(modules[0], x)
     assert not torch.allclose(after, before, atol=0.1)
     torch.testing.assert_close(run(modules[1], x), after, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from luban.load.export import parameters
 from luban.models.arrangement.parallel import Parallel
 from luban.models.spec import uniform
 from luban.nn.feedforward.plain import GELU
-from luban.nn.int8 import MOST_ROWS, Int8Weight, pack_int8
+from luban.nn.int8 import MOST_ROWS, Int8Weight, pack_for_inference
 from luban.nn.mixer.grouped import Grouped
 
 
@@ -56,7 +56,7 @@ def test_any_number_of_inputs(inputs):
 def test_a_packed_model_stays_near_the_plain_one(changes):
     spec = uniform(**{"vocab_size": 160, "width": 64, "layers": 2, "mixer": Grouped(heads=4, kv_heads=2), **changes})
     model, packed = luban.build_model(spec, seed=3).eval(), luban.build_model(spec, seed=3).eval()
-    pack_int8(packed)
+    pack_for_inference(packed)
     left = {name for name, p in packed.named_parameters() if p.dtype == torch.float32 and p.dim() > 1}
     assert left == {"decoder.embedding.tokens.weight"} and any(p.dtype == torch.int8 for p in packed.parameters())
     tokens = torch.randint(0, 160, (2, 12))
@@ -68,7 +68,13 @@ def test_a_packed_model_stays_near_the_plain_one(changes):
         parameters(packed)
 
 
+def test_no_rows_give_no_rows():
+    """As where a step of serving reads a part of a prompt, whose next token nobody asks for."""
+    layer, x = Int8Weight(torch.randn(21, 16), torch.randn(21)), torch.empty(1, 0, 16)
+    assert layer(x).shape == (1, 0, 21)
+
+
 def test_off_the_cpu_it_is_refused():
     model = luban.build_model(uniform(), device="meta")
-    with pytest.raises(ConfigError, match="run on the CPU alone, not on meta"):
-        pack_int8(model)
+    with pytest.raises(ConfigError, match="run on a CPU or a CUDA GPU, not on meta"):
+        pack_for_inference(model)

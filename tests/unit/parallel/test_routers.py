@@ -12,7 +12,7 @@ from families import FAMILIES, packed_batch
 from luban import build_model
 from luban.data.batch import Batch
 from luban.nn.float8 import use_float8
-from luban.nn.int8 import pack_int8
+from luban.nn.int8 import pack_for_inference
 from luban.nn.moe.experts import ExpertProjection
 from luban.nn.roles import roles_of
 from luban.optim.base import hidden_matrices
@@ -58,6 +58,6 @@ def test_experts_stay_out_of_int8_fp8_and_muon():
     }
     assert names and not hidden_matrices(roles_of(model)) & names.keys()
     use_float8(model)
-    pack_int8(model)
+    pack_for_inference(model)
     found = dict(model.named_parameters())
     assert all(torch.equal(found[name], weight) for name, weight in names.items())

@@ -47,7 +47,8 @@ def paged(engine: Engine) -> PagedBatch:
 
 @pytest.mark.parametrize("names", [["a", "", "b", "p", "a"], ["c", "a", "", "p", "c"]], ids=["stacks", "with a loop"])
 def test_logits_of_every_row(names, served):
-    """Prompts of many tokens and single tokens in one forward, float32."""
+    """Prompts of many tokens and single tokens in one forward, float32: as near to float64 as the adapted model alone is, up to
+    a factor, since random weights may magnify the rounding of float32."""
     base, made = served
     rng = random.SystemRandom()
     engine = Engine(load_model(base), adapters=made)
@@ -58,8 +59,11 @@ def test_logits_of_every_row(names, served):
     found = paged(engine).runner.run([Chunk(state, 0, len(state.tokens)) for state in states])
     for name, text, logits in zip(names, texts, found, strict=True):
         with torch.no_grad():
-            wanted = load_model(base, adapter=made.get(name)).module(torch.tensor([text]))[0, -1]
-        torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+            module = load_model(base, adapter=made.get(name)).module
+            single = module(torch.tensor([text]))[0, -1]
+            wanted = module.double()(torch.tensor([text]))[0, -1]
+        off = float((single - wanted).abs().max())
+        torch.testing.assert_close(logits.double(), wanted, rtol=0, atol=8 * off + 1e-5 * float(wanted.abs().max()))
 
 
 def test_adapters_come_and_go_while_requests_run(served):
@@ -106,13 +110,16 @@ def test_guessed_tokens(guessed, served):
     )
     settings = {"ngram": True} if guessed == "ngram" else {"draft": draft}
     engine = Engine(load_model(base), adapters=made, draft_tokens=3, **settings)
-    texts = [text * 2 for text in prompts(len(NAMES))]
     sampling = Sampling(max_tokens=14, temperature=0, ignore_eos=True)
-    found = engine.generate(texts, sampling, adapters=NAMES)
-    for name, text, result in zip(NAMES, texts, found, strict=True):
-        wanted = Engine(load_model(base, adapter=made.get(name))).generate(text, sampling)
-        assert result.token_ids == wanted[0].token_ids, name
-    assert engine.load().drafted > 0
+    for _ in range(8):  # until an answer has a token that stood in its text, after which something can be guessed
+        texts = [text * 2 for text in prompts(len(NAMES))]
+        found = engine.generate(texts, sampling, adapters=NAMES)
+        for name, text, result in zip(NAMES, texts, found, strict=True):
+            wanted = Engine(load_model(base, adapter=made.get(name))).generate(text, sampling)
+            assert result.token_ids == wanted[0].token_ids, name
+        if engine.load().drafted:
+            return
+    raise AssertionError("nothing was guessed")
 
 
 def test_the_same_bits_in_any_batch(served):
@@ -123,7 +130,8 @@ def test_the_same_bits_in_any_batch(served):
     sampling = Sampling(max_tokens=6, temperature=0, ignore_eos=True, logprobs=1)
 
     def engine() -> Engine:
-        return Engine(load_model(base), adapters=made, batch_invariant=True)
+        stacked = {name: made[name] for name in ("a", "b", "p")}
+        return Engine(load_model(base), adapters=stacked, batch_invariant=True)
 
     together = engine().generate(texts, sampling, adapters=names)
     one = engine()
@@ -132,12 +140,13 @@ def test_the_same_bits_in_any_batch(served):
         assert [e.logprob for e in single.choices[0].logprobs] == [e.logprob for e in result.choices[0].logprobs]
         assert single.token_ids == result.token_ids == alone(base, made.get(name), text)[:6]
     with pytest.raises(UnsupportedError, match="of kind dora, whose outputs depend in their last bits"):
-        one.generate(texts[0], sampling, adapters="c")
+        Engine(load_model(base), adapters=made, batch_invariant=True)
 
 
 def test_over_weights_in_8_bits(served):
     base, made = served
-    engine, texts = Engine(load_model(base, dtype="int8"), adapters=made), prompts(2)
+    known = {name: made[name] for name in ("a", "b")}
+    engine, texts = Engine(load_model(base, dtype="int8"), adapters=known), prompts(2)
     wanted = [Engine(load_model(base, dtype="int8", adapter=made[name])) for name in ("a", "b")]
     for name, text, other in zip(("a", "b"), texts, wanted, strict=True):
         assert engine.generate(text, GREEDY, adapters=name)[0].token_ids == other.generate(text, GREEDY)[0].token_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -97,11 +98,40 @@ def test_a_field_that_no_request_has_is_refused(client, name, said):
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [(b"[" * 100_000, "nested too deeply"), (b"[]", "must be a JSON object"), (b'"a"', "must be a JSON object")],
+    [
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"messages": "\xff"}', "it is not in UTF-8"),
+        (b"[]", "must be a JSON object"),
+        (b'"a"', "must be a JSON object"),
+    ],
 )
 def test_a_body_that_is_no_object_is_said_to_be_so(client, body, said):
     answer = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize(
+    "name",
+    ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty"],
+)
+def test_numbers_that_are_not_finite_are_refused(client, name, value):
+    content = f'{{"messages": [{{"role": "user", "content": "a"}}], "max_tokens": 1, "{name}": {value}}}'
+    answer = client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == f"{name}: Input should be a finite number"
+
+
+def test_the_description_of_the_routes_is_served(client):
+    """With the fields of the bodies, behind the key like all else."""
+    page = client.get("/openapi.json").json()
+    assert page == client.app.openapi()
+    asked = page["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    assert "repetition_penalty" in page["components"]["schemas"][asked.rpartition("/")[2]]["properties"]
+
+
+def test_models_say_since_when_they_are_served(client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert time.time() - 3600 < model["created"] <= time.time()
 
 
 def test_an_application_of_a_model_that_writes_text_writes_text(engine):

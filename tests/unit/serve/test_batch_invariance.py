@@ -139,13 +139,14 @@ def test_a_row_of_a_matmul_knows_nothing_of_the_others(dtype):
             whole = InvariantMatmul().linear(x, weight, bias)
             for rows in ([0], [36], list(range(5, 30)), torch.randperm(37).tolist()):
                 assert torch.equal(InvariantMatmul().linear(x[rows], weight, bias), whole[rows])
+            assert InvariantMatmul().linear(x[None, :0], weight, bias).shape == (1, 0, len(weight))
         assert torch.allclose(whole.float(), F.linear(x.float(), weight.float(), bias.float()), rtol=2e-2, atol=1e-1)
 
 
 def test_weights_in_8_bits_are_refused():
-    from luban.nn.int8 import pack_int8
+    from luban.nn.int8 import pack_for_inference
 
     model = loaded("rope", torch.float32, 0)
-    pack_int8(model.module)
+    pack_for_inference(model.module)
     with pytest.raises(UnsupportedError, match="are in int8"):
         use_invariant_matmuls(model.module)

@@ -20,7 +20,7 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
 from luban.nn.init import NormalInit
-from luban.nn.int8 import pack_int8
+from luban.nn.int8 import pack_for_inference
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.layout import Strided
 from luban.nn.mixer.lsh import LSH
@@ -233,7 +233,7 @@ def test_what_cannot_be_divided_is_refused_by_name(monkeypatch):
     refused(UnsupportedError, "batch invariance", batch_invariant=True)
     refused(UnsupportedError, "can't be kept in blocks", spec(mixer=LSH(heads=4)))
     packed = loaded(spec(width=64, feedforward=SwiGLU(width=64)))
-    pack_int8(packed.module)
+    pack_for_inference(packed.module)
     with pytest.raises(UnsupportedError, match="8 bits"):
         luban.Engine(packed, plan=ParallelPlan(tensor=2))
 

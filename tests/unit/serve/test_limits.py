@@ -18,6 +18,7 @@ from http_requests import LOCAL
 
 import luban
 from luban import Sampling
+from luban.core.errors import ConfigError
 from luban.generate.cache import GROW, ContextError
 from luban.generate.session import Session
 from luban.serve.api.app import create_app
@@ -268,6 +269,13 @@ def test_the_budget_is_half_of_what_is_free(model, monkeypatch):
     assert ContiguousBudget.of(model.module).slots == 500 and GROW < 500
     assert PagedBudget.of(model.module, max_sequences=9, max_tokens=10).slots == 496
     assert PagedBudget.of(model.module, max_sequences=9, max_tokens=10, block_size=50).slots == 500
+
+
+def test_a_cache_that_holds_no_block_is_refused(model):
+    least = slots(model, 16)
+    with pytest.raises(ConfigError, match=r"hold no block of 16 tokens, which takes .*: give a larger --cache-gb"):
+        luban.Engine(model, cache_bytes=least - 1)
+    assert luban.Engine(model, cache_bytes=least).budget.slots == 16
 
 
 def test_the_pool_is_no_larger_than_its_sequences_could_use(model, monkeypatch):

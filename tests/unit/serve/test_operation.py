@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
+import time
 
 import pytest
 
@@ -62,6 +64,59 @@ def test_the_log_is_a_json_line_a_request_without_its_text(engine, capsys, text)
         assert 0 < line["first_token_seconds"] <= line["seconds"] and line["prompt_tokens"] > 5
     assert refused["status"] == 400 and "prompt_tokens" not in refused
     assert ("sécret" in json.dumps(lines, ensure_ascii=False)) == text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_whose_client_leaves_is_counted_and_logged(model, capsys, stream):
+    """Each of its choices once, as cancelled; one that has ended before counts as what it ended by."""
+    engine = luban.Engine(model)
+    step, begun = engine.step, threading.Event()
+
+    def slow_step():
+        begun.set()
+        time.sleep(0.005)
+        return step()
+
+    engine.step = slow_step
+    app = create_app(engine, ServerOptions(log_requests=True))
+    body = json.dumps({**ASK, "max_tokens": 400, "n": 2, "ignore_eos": True, "stream": stream}).encode()
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+    }
+    scope |= {"headers": [(b"host", b"localhost"), (b"content-type", b"application/json")]}
+
+    async def leave():
+        left, messages = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        answering = asyncio.create_task(app(scope, receive, send))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        left.set()
+        await answering
+
+    with TestClient(app, base_url=LOCAL) as client:
+        client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2, "ignore_eos": True, "n": 3})
+        begun.clear()
+        client.portal.call(leave)
+        counted = client.get("/metrics").text
+    assert 'luban_requests_finished_total{reason="length"} 3.0' in counted
+    assert 'luban_requests_finished_total{reason="cancelled"} 2.0' in counted
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert lines[1]["status"] == (200 if stream else 499) and lines[1]["finish"] == ["cancelled"] * 2
+    assert 0 < lines[1]["completion_tokens"] < 800
 
 
 def test_a_full_queue_is_answered_429_and_empties(model, monkeypatch):

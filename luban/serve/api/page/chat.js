@@ -29,12 +29,7 @@ async function connect() {
   try {
     const response = await fetch("/v1/models", { headers: headers() });
     if (!response.ok) throw new Error(await failure(response));
-    const model = (await response.json()).data[0];
-    Object.assign(state, { model: model.id, chat: model.chat });
-    $("model").textContent = `${model.id} · context ${model.context.toLocaleString("en")} tokens`;
-    $("hint").textContent = model.chat
-      ? "Everything stays between this page and the machine that serves it."
-      : "This is a base model: it continues your text instead of answering it.";
+    offer((await response.json()).data);
     notice("");
     return true;
   } catch (error) {
@@ -42,6 +37,28 @@ async function connect() {
     notice(error instanceof TypeError ? "The server can't be reached. Is it still running?" : error.message);
     return false;
   }
+}
+
+// The model and its adapters to choose from, where there are any; the choice is kept for the next visit.
+function offer(models) {
+  $("choice").replaceChildren(...models.map(({ id }) => element("option", "", id)));
+  $("choice").hidden = models.length < 2;
+  $("choice").onchange = () => {
+    localStorage.setItem("luban.model", $("choice").value);
+    use(models[$("choice").selectedIndex]);
+  };
+  const kept = models.findIndex(({ id }) => id === localStorage.getItem("luban.model"));
+  $("choice").selectedIndex = Math.max(kept, 0);
+  use(models[$("choice").selectedIndex]);
+}
+
+// What follows is asked of this model.
+function use(model) {
+  Object.assign(state, { model: model.id, chat: model.chat });
+  $("model").textContent = `${model.id} · context ${model.context.toLocaleString("en")} tokens`;
+  $("hint").textContent = model.chat
+    ? "Everything stays between this page and the machine that serves it."
+    : "This is a base model: it continues your text instead of answering it.";
 }
 
 // Yields the parsed events of a server-sent stream.

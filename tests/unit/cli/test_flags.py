@@ -1,0 +1,83 @@
+"""Flags of all verbs: each says in --help what it is, and none is taken without a word where it would do nothing."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import luban.cli
+from luban.cli import serve
+from luban.cli.main import main
+
+FILES = sorted(Path(luban.cli.__file__).parent.glob("*.py"))
+
+
+def fields_with_hidden_comments(source: str) -> list[str]:
+    """Fields of classes over several lines with a comment inside, which the help page doesn't show."""
+    commented = {
+        token.start[0]
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    return [
+        ast.unparse(node.target)
+        for parent in ast.walk(ast.parse(source))
+        if isinstance(parent, ast.ClassDef)
+        for node in parent.body
+        if isinstance(node, ast.AnnAssign)
+        and node.end_lineno != node.lineno
+        and commented.intersection(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_comments_of_fields_stand_where_the_help_page_reads_them(file):
+    assert fields_with_hidden_comments(file.read_text(encoding="utf-8")) == []
+
+
+def test_hidden_comments_are_found():
+    source = (
+        "class A:\n    # seen\n    a: int = 1\n    b: int = 1  # seen\n    c: int = (\n        1  # hidden\n    )\n"
+    )
+    assert fields_with_hidden_comments(source) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag", "said"),
+    [
+        ("serve", "--passages", "of the index before a question"),
+        ("serve", "--preemption", "where memory is short"),
+        ("generate", "--top-p", "keep the likeliest tokens"),
+    ],
+)
+def test_the_help_page_shows_them(verb, flag, said, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert said in words.split(f" {flag} ", 1)[1][:120]
+
+
+VALUES = {"passages": "3", "rerank": "x", "draft_tokens": "2", "swap_gb": "1", "log_text": None}
+
+
+@pytest.mark.parametrize("name", serve.PARTNERS)
+def test_a_flag_that_would_do_nothing_is_refused(name, capsys):
+    flag = f"--{name.replace('_', '-')}"
+    assert main(["serve", "nowhere", flag, *([VALUES[name]] if VALUES[name] else [])]) == 2
+    assert f"{flag} does nothing without --{serve.PARTNERS[name][0].replace('_', '-')}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["serve", "nowhere"], ["generate", "nowhere", "x"]])
+def test_tokens_are_guessed_in_one_way_and_that_is_said_before_a_model_is_read(words, capsys):
+    assert main([*words, "--draft", "a", "--speculative", "ngram"]) == 2
+    assert "--draft and --speculative both guess tokens" in capsys.readouterr().err
+
+
+def test_an_error_names_the_flag_without_the_help_page(capsys):
+    assert main(["serve", "m", "--max-queue", "abc"]) == 2
+    said = capsys.readouterr().err
+    assert "--max-queue" in said and "'abc'" in said and "helptext" not in said
