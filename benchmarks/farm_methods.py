@@ -13,11 +13,13 @@ from toy_runs import ToyRuns, exchange
 
 from luban.align.feedback import conditioned_prompt
 from luban.align.overoptimisation import overoptimisation_report
+from luban.core.artifact import read_manifest
 from luban.core.errors import DataError
 from luban.core.metrics.bootstrap import interval
 
 METHODS = ("sft", "feedme", "conditioned", "best_of_n", "expert", "dpo", "ppo", "quark")
 QUANTILES = 5  # of Quark's scores
+NOISE = 0.25  # labels that are flipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,22 @@ class Farm(ToyRuns):
 
     def converted(self, rows: Path, use: str) -> Path:
         """Labels as data for a use of them."""
-        out = rows.with_name(f"{use}.jsonl")
+        out = self.folder / f"{use}.jsonl"
         return self.once(out, lambda: self.luban("data", "feedback", rows, "--use", use, "--out", out))
 
     def reward(self) -> Path:
         """The reward model of the labels."""
         return self.trained("reward", "reward", self.pairs())
+
+    def held_out_accuracy(self) -> float:
+        """In how many held-out labels the reward model is right."""
+        return read_manifest(self.reward()).figures["accuracy"]
+
+    def two_by_two(self) -> list[tuple[str, list[str]]]:
+        """(prompt, two of the start's answers), `pairs` of them a labelled prompt."""
+        given = self.drawn("samples", self.start, self.labelled, 2 * self.sizes.pairs)
+        together = zip(self.labelled, given, strict=True)
+        return [(prompt, texts[i : i + 2]) for prompt, texts in together for i in range(0, len(texts), 2)]
 
     def best_of(self, prompts: Sequence[str], name: str, n: int) -> list[str]:
         """The start's best answer of `n` by the reward model to each prompt."""

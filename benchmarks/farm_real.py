@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from collections.abc import Sequence
@@ -11,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from farm_methods import Farm, Sizes
+from farm_methods import NOISE, Farm, Sizes
 from toy_runs import Row, ToyRuns
 
-NOISE = 0.25  # labels that are flipped
+from luban.core.artifact import read_manifest
+from luban.core.jsonl import read_rows
+
 TAXED = ("sft", "feedme", "expert", "dpo", "ppo")  # methods whose models are evaluated before and after
 TASK = """
 data = "published.jsonl"
@@ -93,10 +94,8 @@ class Judges(ToyRuns):
     ):
         super().__init__(folder, 0, **given)
         self.sizes, self.model, self.count, self.steps = sizes, model, pairs, steps
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
         texts = ("instruction", "output_1", "output_2")
-        self.rows = [row for row in rows if max(len(row[name]) for name in texts) <= longest]
+        self.rows = [row for _, row in read_rows(file) if max(len(row[name]) for name in texts) <= longest]
         known = sorted({row["instruction"] for row in self.rows})
         random.Random(0).shuffle(known)
         self.held, self.rest = known[: sizes.held], known[sizes.held :]
@@ -145,7 +144,7 @@ class Judges(ToyRuns):
         names = ("accuracy", "longer_wins", "accuracy_similar_length", "length_correlation")
         found = {}
         for run in (self.annotator, self.judge):
-            figures = json.loads((run / "manifest.json").read_text())["figures"]
+            figures = read_manifest(run).figures
             found[run.name] = {name: figures[name] for name in names}
         return found
 
@@ -176,11 +175,9 @@ class RealFarm(Farm):
         """Pairs labelled by `luban annotate`."""
         out, sizes = self.folder / "labels", self.sizes
         if not out.exists():
-            given = self.drawn("samples", self.start, self.labelled, 2 * sizes.pairs)
             rows = [
-                {"id": f"{at}-{i}", "prompt": prompt, "output_1": texts[i] or ".", "output_2": texts[i + 1] or "."}
-                for at, (prompt, texts) in enumerate(zip(self.labelled, given, strict=True))
-                for i in range(0, len(texts), 2)
+                {"prompt": prompt, "output_1": first or ".", "output_2": second or "."}
+                for prompt, (first, second) in self.two_by_two()
             ]
             pool, file = self.folder / "pool.toml", self.write("to-label.jsonl", rows)
             judges = "".join(f'[[annotator]]\nname = "gold {i}"\nmodel = "gold"\n\n' for i in range(3))
@@ -192,17 +189,11 @@ class RealFarm(Farm):
             self.once(out, lambda: self.luban(*words, *more))
         return out / "preferences.jsonl"
 
-    def converted(self, rows: Path, use: str) -> Path:
-        """Labels as data for a use of them, beside the labels' folder."""
-        out = self.folder / f"{use}.jsonl"
-        return self.once(out, lambda: self.luban("data", "feedback", rows, "--use", use, "--out", out))
-
     def agreement(self) -> dict[str, Any]:
         """Of the labels, and what the reward models reached."""
         self.pairs()
         found = json.loads((self.folder / "labels" / "agreement.json").read_text())
-        figures = json.loads((self.reward() / "manifest.json").read_text())["figures"]
-        return found | self.judges.figures() | {"reward model with held-out labels": figures["accuracy"]}
+        return found | self.judges.figures() | {"reward model with held-out labels": self.held_out_accuracy()}
 
     def tax(self, methods: Sequence[str], items: int) -> Path:
         """A page of what every method's model lost and gained beside the start: sums with five examples, and bits a byte of

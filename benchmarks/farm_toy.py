@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Sequence
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from farm_methods import Farm, Sizes
+from farm_methods import NOISE, Farm, Sizes
 from toy_runs import Row
 
 from luban.core.metrics.agreement import agreement, cohen_kappa
 
-NOISE = 0.25  # labels that are flipped
 SHARPNESS = 3.0  # of annotators: log-odds for one vowel more
 TOY = Sizes(
     prompts=640,
@@ -53,13 +51,8 @@ class ToyFarm(Farm):
 
     def _drawn_pairs(self) -> list[tuple[str, list[str], np.ndarray]]:
         """(prompt, two answers, what they are worth) of pairs whose answers differ and aren't empty."""
-        given = self.drawn("samples", self.start, self.labelled, 2 * self.sizes.pairs)
-        pairs = [
-            (prompt, texts[i : i + 2])
-            for prompt, texts in zip(self.labelled, given, strict=True)
-            for i in range(0, len(texts), 2)
-        ]
-        return [(prompt, pair, self.gold([], pair, "")) for prompt, pair in pairs if pair[0] != pair[1] and all(pair)]
+        kept = [(prompt, pair) for prompt, pair in self.two_by_two() if pair[0] != pair[1] and all(pair)]
+        return [(prompt, pair, self.gold([], pair, "")) for prompt, pair in kept]
 
     def pairs(self) -> Path:
         """See `Farm.pairs`."""
@@ -83,13 +76,12 @@ class ToyFarm(Farm):
         asked = [(prompt, text) for prompt, pair, _ in differ for text in pair]
         scores = self.scored(self.reward(), [p for p, _ in asked], [text for _, text in asked], "labelled")
         chosen = [int(b > a) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-        figures = json.loads((self.reward() / "manifest.json").read_text())["figures"]
         return {
             "pairs": len(differ),
             "with gold": agreement(first, right),
             "with another": agreement(first, second),
             "kappa with another": cohen_kappa(first, second),
             "variance": statistics.mean(spread),
-            "reward model with held-out labels": figures["accuracy"],
+            "reward model with held-out labels": self.held_out_accuracy(),
             "reward model with gold": agreement(chosen, right),
         }

@@ -39,6 +39,7 @@ class Fit:
     alpha: float
     beta: float
     r_squared: float
+    farthest: float = math.inf  # the largest distance of the points
 
     def reward(self, d: float) -> float:
         """The gold reward at a distance, less that of the initial policy."""
@@ -50,6 +51,13 @@ class Fit:
         if self.beta <= 0:
             return math.inf
         return self.alpha / (2 * self.beta) if self.form == "best_of_n" else math.exp(self.alpha / self.beta - 1)
+
+    @property
+    def peak_words(self) -> str:
+        """Where the curve is highest, if that is among the points: a form says nothing behind them."""
+        if self.peak <= self.farthest:
+            return f"peak at √KL = {self.peak:.2f}"
+        return f"no peak up to √KL = {self.farthest:.2f}, the farthest point"
 
 
 def fit_overoptimisation(form: Form, kl: ArrayLike, gold: ArrayLike) -> Fit:
@@ -73,7 +81,7 @@ def fit_overoptimisation(form: Form, kl: ArrayLike, gold: ArrayLike) -> Fit:
     left = rewards - columns @ [alpha, beta]
     spread = float(((rewards - rewards.mean()) ** 2).sum())
     r_squared = 1 - float((left**2).sum()) / spread if spread else 1.0
-    return Fit(form=form, alpha=float(alpha), beta=float(beta), r_squared=r_squared)
+    return Fit(form=form, alpha=float(alpha), beta=float(beta), r_squared=r_squared, farthest=float(d.max()))
 
 
 def best_of_n_curve(proxy: np.ndarray, gold: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -189,6 +197,6 @@ def _drawn(fit: Fit, kl: np.ndarray, gold: np.ndarray) -> str:
 
 
 BODY = """
-{% for s in sections %}<h2>{{ s.title }}</h2><p class="soft">α = {{ "%.4f"|format(s.fit.alpha) }}, β = {{ "%.4f"|format(s.fit.beta) }}, R² = {{ "%.4f"|format(s.fit.r_squared) }}, peak at √KL = {{ "%.2f"|format(s.fit.peak) }}</p>
+{% for s in sections %}<h2>{{ s.title }}</h2><p class="soft">α = {{ "%.4f"|format(s.fit.alpha) }}, β = {{ "%.4f"|format(s.fit.beta) }}, R² = {{ "%.4f"|format(s.fit.r_squared) }}, {{ s.fit.peak_words }}</p>
 <div class="card"><style>.curve { fill: none; stroke-width: 2; } .curve.a { stroke: var(--a); } .curve.b { stroke: var(--b); } .dot.a { fill: var(--a); } .grid { stroke: var(--line); } .axis { stroke: var(--soft); }</style>{{ s.svg }}</div>{% endfor %}
 """

@@ -70,7 +70,7 @@ class Arguments:
 
 def run(argv: Sequence[str]) -> int:
     args = parse(Arguments, argv, verb="annotate", about=ABOUT, examples=EXAMPLES)
-    from luban.core.errors import UsageError
+    from luban.core.errors import DataError, UsageError
 
     if sum((bool(args.pool), bool(args.constitution), args.serve, args.export is not None)) != 1:
         raise UsageError(
@@ -84,6 +84,8 @@ def run(argv: Sequence[str]) -> int:
     from luban.align.annotate.labels import LabelStore, export_labels
 
     if args.export is not None:
+        if not args.out.is_file():
+            raise DataError(f"{args.out} does not exist: --export writes the labels that --serve kept in it")
         with LabelStore(args.out, matches) as store:
             say(f"{export_labels(store, args.export)} preferences")
         print_result(args.export)

@@ -16,7 +16,7 @@ ABOUT = """Measure matmuls by size, attention, a copy and a kernel launch, and w
 `machine` in the cluster's file. About a minute on a GPU."""
 EXAMPLES = """
 luban bench machine --out h100.toml
-luban bench machine --out cpu.toml --device cpu --gpu h100-sxm --largest 512    # a rehearsal
+luban bench machine --out cpu.toml --device cpu --gpu h100-sxm --largest 512    # tries it out on a CPU
 """
 
 

@@ -212,9 +212,7 @@ def overoptimisation(argv: Sequence[str]) -> None:
     from luban.core.log import print_result
 
     for name, fit in overoptimisation_report(args.file, args.out).items():
-        print(
-            f"{name:<14} alpha {fit.alpha:.4f}  beta {fit.beta:.4f}  R² {fit.r_squared:.4f}  peak at √KL {fit.peak:.2f}"
-        )
+        print(f"{name:<14} alpha {fit.alpha:.4f}  beta {fit.beta:.4f}  R² {fit.r_squared:.4f}  {fit.peak_words}")
     print_result(args.out)
 
 

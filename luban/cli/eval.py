@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ EXAMPLES = """
 luban eval smollm2 arithmetic_add_2 --shots 5 --limit 100 --out runs/eval
 luban eval runs/sft gsm8k --data gsm8k-test.jsonl --chat on --shots 0 --out runs/gsm8k
 luban eval smollm2 mmlu --data mmlu/test --shots 5 --limit 200 --contamination corpus --out runs/mmlu
+luban eval smollm2 humaneval --data HumanEval.jsonl.gz --repeats 10 --temperature 0.8 --out runs/humaneval
 luban eval smollm2 arithmetic_add_2 --adapter runs/lora --out runs/with_lora
 luban eval runs/a bits_per_byte --corpus corpus --out runs/eval
 luban eval http://127.0.0.1:8000/v1 my_task.toml --chat on --out runs/served
@@ -47,6 +48,7 @@ class Args:
     data: str = ""  # the task's data, where it brings none: a file, a folder or a corpus
     chat: Literal["off", "on", "turns"] = "off"  # chat template: none, around all, or each shot as turns of its own
     repeats: int | None = None  # answers to each item (default: as the task says)
+    temperature: float | None = None  # of written answers, 0: greedy (default: as the task says)
     seed: int = 0  # of drawn shots and of samples
     corpus: tuple[Path, ...] = ()  # corpora whose held-out split is measured on
     contamination: tuple[Path, ...] = ()  # corpora or files that items are looked for in, by GPT-3's rule
@@ -75,36 +77,9 @@ def run(argv: Sequence[str]) -> None:
     from luban.align.judges import open_judge
     from luban.evals.run import EvalOptions, evaluate
 
+    shared = {field.name: getattr(args, field.name) for field in fields(EvalOptions) if hasattr(args, field.name)}
     options = EvalOptions(
-        **{
-            name: getattr(args, name)
-            for name in (
-                "shots",
-                "limit",
-                "data",
-                "chat",
-                "repeats",
-                "seed",
-                "contamination",
-                "cache",
-                "device",
-                "adapter",
-            )
-        },
-        **{
-            name: getattr(args, name)
-            for name in (
-                "precision",
-                "batch_tokens",
-                "batch_invariant",
-                "cache_gb",
-                "model_name",
-                "timeout",
-                "tries",
-                "principles",
-                "sign_off",
-            )
-        },
+        **shared,
         corpora=args.corpus,
         api_key=os.environ.get(args.api_key_env, ""),
     )

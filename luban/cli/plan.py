@@ -24,7 +24,7 @@ ABOUT = """Search how a recipe's model should be spread over a cluster: step tim
 of the best plans, by arithmetic over the model's operations. The fastest that fits and that luban pretrain can run goes to --out.
 
 --cluster FILE     gpu, nodes, gpus_per_node, links, price: docs/PLANNING.md
---top N            plans to show (8)
+--top N            plans to show (8); the price and the energy are those of train.steps
 --out FILE         the chosen plan, for luban pretrain RECIPE --plan FILE
 --search alpa      shardings inside of stages by integer programming and stages by dynamic programming (luban[plan])
 --micro-batches N  of that search; by default those with 8, 16 and 32 rows are tried
@@ -34,7 +34,7 @@ of the best plans, by arithmetic over the model's operations. The fastest that f
                    default the cluster file's topology
 --explain          one layer through the compiler passes: fused, sharded, with its collectives
 --runs DIR …       finished runs, from whose predictions and measurements the error bars are learnt
---picture FILE     where the time of each plan goes, as SVG
+--picture FILE     where the time of each plan goes, as SVG; of --search alpa that of the plan that luban pretrain runs
 --json             everything as JSON
 The model's vocabulary is that of --data.path where it is given."""
 USAGE = (
@@ -52,6 +52,7 @@ luban pretrain luban_pretrain_gpu --plan plan.toml --data.path shards --out runs
 """
 
 
+TOP = 8  # plans that are shown
 VALUED = ("cluster", "top", "out", "picture", "search", "micro-batches", "prices", "network")  # options with a value
 
 
@@ -60,7 +61,7 @@ class Options:
     """The verb's own options."""
 
     cluster: Path
-    top: int = 8
+    top: int | None = None
     out: Path | None = None
     picture: Path | None = None
     runs: tuple[Path, ...] = ()
@@ -76,6 +77,10 @@ class Options:
             raise UsageError("--network goes with --prices fluid or packets")
         if self.search == "alpa" and self.prices != "closed":
             raise UsageError(f"--prices {self.prices} goes with --search all")
+        if self.search == "alpa" and self.top is not None:
+            raise UsageError("--top goes with --search all: --search alpa finds one plan")
+        if self.search == "all" and self.micro_batches is not None:
+            raise UsageError("--micro-batches goes with --search alpa: all numbers are tried otherwise")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -85,6 +90,8 @@ def run(argv: Sequence[str]) -> int:
 
     helped = not argv or "--help" in argv or "-h" in argv
     options, rest = (None, list(argv)) if helped else _split(argv)
+    if given := [word for word in rest if word.startswith("--plan")]:
+        raise UsageError(f"luban plan searches the plan, so leave {given[0]} out")
     call = parse_recipe(
         Recipe, [*rest, "--dry-run"], verb="plan", about=ABOUT, examples=EXAMPLES, shipped=RECIPES, usage=USAGE
     )
@@ -97,16 +104,17 @@ def run(argv: Sequence[str]) -> int:
     cluster = read_cluster(options.cluster)
     table = cluster.table(options.cluster.parent)
     problem = planned(call.recipe, cluster, table)
-    error = learnt(options.runs, table.error)
+    error = learnt(options.runs, table.error, cluster.row)
     if options.search == "alpa":
-        return _alpa(options, problem, cluster, argv, error)
-    found, prices = best_plans(problem.space, problem.workload, cluster, options.top), None
+        return _alpa(options, problem, cluster, argv, error, call.recipe.train.steps)
+    found, prices = best_plans(problem.space, problem.workload, cluster, options.top or TOP), None
     if options.prices != "closed":
         from luban.cli.plan_prices import network_of, priced
 
         found, problem, prices = priced(found, problem, network_of(options.network, cluster), options.prices)
     chosen = next((each for each in found if problem.refusal(each) is None), None)
-    rows = [_row(each, problem, cluster, call.recipe.train.steps, error) for each in found]
+    steps = call.recipe.train.steps
+    rows = [_row(each, problem, cluster, steps, error) for each in found]
     if options.picture is not None:
         from luban.report.plans import draw_plans
 
@@ -115,11 +123,17 @@ def run(argv: Sequence[str]) -> int:
         _write(options.out, chosen, argv, error)
     if options.json:
         best = None if chosen is None else found.index(chosen)
-        about = {"gpu": cluster.gpu, "gpus": cluster.gpus, "table": table.source, "currency": cluster.currency}
+        about = {
+            "gpu": cluster.gpu,
+            "gpus": cluster.gpus,
+            "table": table.source,
+            "currency": cluster.currency,
+            "steps": steps,
+        }
         about["prices"] = None if prices is None else prices.as_json()
         print_result(json.dumps({"plans": rows, "chosen": best, **about}, indent=2, ensure_ascii=False))
         return 0
-    print("\n".join(_lines(rows, cluster, table.source, problem, error)))
+    print("\n".join(_lines(rows, cluster, table.source, problem, error, steps)))
     if prices is not None and chosen is not None:
         print("\n".join(prices.lines(found.index(chosen) + 1)))
     if options.explain:
@@ -182,11 +196,13 @@ def _option(key: str, text: str) -> Any:
     return Path(text)
 
 
-def _alpa(options: Options, problem: Planned, cluster: Cluster, argv: Sequence[str], error: Error) -> int:
+def _alpa(options: Options, problem: Planned, cluster: Cluster, argv: Sequence[str], error: Error, steps: int) -> int:
     """Alpa's searches instead of every plan."""
     from luban.cli.plan_alpa import as_json, explanation, lines, search
     from luban.planner.search.estimate import Candidate
+    from luban.planner.search.plans import described
     from luban.planner.sharding.alpa import as_plan
+    from luban.report.plans import draw_plans
 
     found = search(problem, cluster, options.micro_batches)
     plan, reasons = as_plan(found, len(problem.workload.model.kind_of))
@@ -196,15 +212,29 @@ def _alpa(options: Options, problem: Planned, cluster: Cluster, argv: Sequence[s
         rows = found.rows // plan.readers
         estimate = problem.workload.estimate(Candidate(plan=plan, accumulate=found.micro_batches, rows=rows))
         reasons += [text for text in [problem.refusal(estimate)] if text]
+    elif options.picture is not None:
+        raise UsageError(
+            "--picture draws the plan that luban pretrain runs, and it can't run what was found: leave --search alpa out"
+        )
+    row = None if estimate is None else _row(estimate, problem, cluster, steps, error)
     if options.json:
-        print_result(json.dumps(as_json(found, plan, reasons), indent=2, ensure_ascii=False))
+        print_result(json.dumps({**as_json(found, plan, reasons), "plan": row}, indent=2, ensure_ascii=False))
     else:
         print("\n".join(lines(found, plan, reasons)))
+        if estimate is not None:
+            print(
+                f"as luban pretrain runs it: {described(estimate.candidate)}: {milliseconds(error.factor * estimate.seconds)} a step "
+                f"with sums of gradients and the update, {bytes_(estimate.memory)} a GPU (by the costs of luban plan without --search "
+                "alpa, which may find a faster plan)"
+            )
     if options.explain:
         print("\n" + "\n".join(explanation(problem, data, model, found.rows)))
     if options.out is not None:
         _write(options.out, estimate, argv, error)
         print_result(options.out)
+    if options.picture is not None and estimate is not None:
+        options.picture.write_text(draw_plans([estimate]), encoding="utf-8")
+        print_result(options.picture)
     return 0
 
 
@@ -232,13 +262,16 @@ def _row(estimate: Estimate, problem: Planned, cluster: Cluster, steps: int, err
     }
 
 
-def _lines(rows: list[dict[str, Any]], cluster: Cluster, source: str, problem: Planned, error: Error) -> list[str]:
+def _lines(
+    rows: list[dict[str, Any]], cluster: Cluster, source: str, problem: Planned, error: Error, steps: int
+) -> list[str]:
     parameters = problem.workload.model.graph.parameters
     lines = [
         f"{count(parameters)} parameters, {problem.workload.batch} rows of {problem.workload.seq} tokens a step, on "
         f"{cluster.gpus} × {cluster.gpu} ({bytes_(cluster.memory_bytes)} each)",
         f"table: {source}",
         f"step times {error}",
+        f"{'energy' if cluster.price is None else f'price, in {cluster.currency}, and energy'}: of the run's {steps:,} steps",
         "",
         f"{'':>3} {'tp':>3} {'cp':>3} {'pp':>3} {'shard':>6} {'copies':>6} {'ep':>3} {'zero':>4} {'micro':>9} {'remat':>9} "
         f"{'step':>10} {'MFU':>6} {'memory':>8} {'bubble':>7} {'sends':>6} {'price':>10} {'energy':>9}",
@@ -261,10 +294,18 @@ def _lines(rows: list[dict[str, Any]], cluster: Cluster, source: str, problem: P
             f"{plan['replicate']:>6} {plan['expert']:>3} {plan['zero'] if plan['shard'] > 1 else '–':>4} "
             f"{micro:>5}×{row['rows']:<3} {plan.get('remat', 'none'):>9} {milliseconds(row['step_seconds']):>10} "
             f"{row['mfu']:>6.1%} {bytes_(row['memory_bytes']):>8} {row['bubble']:>7.1%} {row['communication']:>6.1%} "
-            f"{price:>10} {row['energy_mwh']:>5.3g} MWh{' *' * (row['refused'] is not None)}"
+            f"{price:>10} {_energy(row['energy_mwh']):>9}{' *' * (row['refused'] is not None)}"
         )
     lines += [f"{'':>3} * {number}: {row['refused']}" for number, row in enumerate(rows, 1) if row["refused"]]
     return lines
+
+
+def _energy(mwh: float) -> str:
+    """As people read it: 0.0343 → '34.3 kWh'."""
+    for size, unit in ((1.0, "MWh"), (1e-3, "kWh")):
+        if mwh >= size:
+            return f"{mwh / size:.3g} {unit}"
+    return f"{mwh * 1e6:.3g} Wh"
 
 
 def _write(out: Path, chosen: Estimate | None, argv: Sequence[str], error: Error) -> None:

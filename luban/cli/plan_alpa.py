@@ -18,6 +18,7 @@ MICRO_ROWS = (8, 16, 32)  # rows of a micro-batch that are tried, over all devic
 def search(problem: Planned, cluster: Cluster, micro_batches: int | None) -> Found:
     """The best of the numbers of micro-batches that are tried."""
     from luban.core.errors import UnsupportedError
+    from luban.planner.search.plans import best_plans, described
     from luban.planner.sharding.alpa import Search
 
     batch = problem.workload.batch
@@ -29,8 +30,10 @@ def search(problem: Planned, cluster: Cluster, micro_batches: int | None) -> Fou
         except UnsupportedError as error:
             refused = error
     if not found:
-        assert refused is not None
-        raise refused
+        other = best_plans(problem.space, problem.workload, cluster, 1)[
+            0
+        ].candidate  # raises, with what would do, if none fits
+        raise UnsupportedError(f"{refused}; leave --search alpa out, which finds {described(other)}")
     return min(found, key=lambda each: each.seconds)
 
 

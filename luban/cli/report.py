@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from luban.core.arguments import parse
+from luban.core.errors import UsageError
 from luban.core.log import print_result
 
 
@@ -38,7 +39,6 @@ def run(argv: Sequence[str]) -> None:
         'luban report smollm2 --attention "The quick brown fox" --out attention.html',
     )
     if args.attention is not None:
-        from luban.core.errors import UsageError
         from luban.load.model import load_model
         from luban.report.attention import write_attention
 
@@ -48,9 +48,9 @@ def run(argv: Sequence[str]) -> None:
         print_result(args.out)
         return
     if args.attention_target:
-        from luban.core.errors import UsageError
-
         raise UsageError("--attention-target goes with --attention TEXT, what the encoder reads")
+    if not args.folders:
+        raise UsageError("luban report takes one folder of an artifact or more (see luban report --help)")
     from luban.report.comparison import compare, lines_of
     from luban.report.gather import find_artifacts
     from luban.report.page import write_report

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from luban.core.config import Partial, from_dict, load_toml, merge, override
 from luban.core.errors import ConfigError, UsageError, nearest
@@ -38,6 +38,7 @@ def parse(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples:
     import tyro
 
     description = f"{about}\n\nExamples:\n{_indent(examples)}" if examples else about
+    _describe_to_tyro(cls)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -52,6 +53,29 @@ def parse(cls: type[T], argv: Sequence[str], *, verb: str, about: str, examples:
         if stop.code in (0, None):
             raise
         raise UsageError(_one_line(printed.getvalue(), verb)) from None
+
+
+def _describe_to_tyro(cls: type) -> None:
+    """Give tyro what it doesn't find by itself: comments that the formatter moved off a field's first line, the names of positional
+    fields (it calls them by their types), and that a default of nothing isn't worth printing."""
+    import tyro
+
+    hints, comments = typing.get_type_hints(cls, include_extras=True), _comments(cls)
+    for field in dataclasses.fields(cls):
+        extras = getattr(hints[field.name], "__metadata__", ())
+        if any(getattr(each, "help", None) is not None for each in extras):
+            continue
+        positional = tyro.conf.Positional in extras
+        named = not positional or any(getattr(each, "metavar", None) for each in extras)
+        empty = field.default in (None, "", ()) or (
+            positional and typing.get_origin(extras and hints[field.name].__origin__) is tuple
+        )
+        shown = tyro.conf.arg(
+            help=comments[field.name] or None,
+            metavar=None if named else field.name.upper(),
+            help_behavior_hint="" if empty else None,
+        )
+        cls.__annotations__[field.name] = Annotated[hints[field.name], shown]
 
 
 def flags_given(argv: Sequence[str]) -> dict[str, str]:
@@ -234,7 +258,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]], dict[
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_") if key != "dry-run" else key
-        if key in ("dry-run", "debug", "picture"):
+        if key in ("dry-run", "debug", "picture", "help"):
             flags[key] = "true"
             continue
         if not equals:
@@ -295,7 +319,7 @@ def describe_fields(
         if typing.get_origin(hint) is Partial:
             partial = None if of is None else getattr(of, field.name)
             rows += describe_fields(
-                typing.get_args(hint)[0], f"{path}.", given=partial.given if isinstance(partial, Partial) else None
+                typing.get_args(hint)[0], f"{path}.", given=partial.filled() if isinstance(partial, Partial) else None
             )
             continue
         default: Any = field.default

@@ -33,6 +33,10 @@ class Partial(Generic[T]):
     of: type[T]
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def filled(self) -> dict[str, Any]:
+        """What is given, with what `of.filled` says to follow from it, where `of` has such a function: for people to read."""
+        return getattr(self.of, "filled", dict)(self.given)
+
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}

@@ -78,6 +78,7 @@ class Bar:
         self.began = self.shown = clock()
         self.live = sys.stderr.isatty()
         self.visible = False
+        self.said: tuple[float, str] | None = None  # what was done, and the note, when the last line was drawn
 
     def advance(self, amount: float = 1, note: str | None = None) -> None:
         """Count `amount` more as done; `note` replaces the words at the end of the line."""
@@ -104,11 +105,12 @@ class Bar:
         return "  ".join([*parts, f"{count(float(rate))} {self.unit}/s", left, self.note]).rstrip()
 
     def _draw(self, now: float) -> None:
+        self.said = self.done, self.note
         say(("\r\x1b[K" if self.live else "") + self.line(now), end="" if self.live else "\n")
 
     def close(self) -> None:
         """Draw the last state and end the line."""
-        if self.visible:
+        if self.visible and (self.live or self.said != (self.done, self.note)):  # a plain line isn't said twice
             self._draw(self.clock())
             if self.live:
                 say("")

@@ -98,7 +98,10 @@ class ParallelPlan:
         if self.offload_tiles and self.offload == "none":
             raise ConfigError("plan.offload_tiles reads matrices from the host: use --plan.offload cpu")
         if self.offload != "none" and self.processes > 1:
-            raise ConfigError("plan.offload goes with one process: leave the other axes at 1, or use --plan.shard")
+            raise ConfigError(
+                f"plan.offload goes with one process, and this plan has {self.processes}: leave plan.offload out, which axes such as "
+                "plan.shard make up for by dividing the training state, or leave the axes at 1"
+            )
 
     @property
     def expert_processes(self) -> int:

@@ -18,9 +18,9 @@ def count(n: float) -> str:
     return f"{n:.3g}" if isinstance(n, float) else str(n)
 
 
-def counted(n: int, what: str) -> str:
-    """1 → '1 worker', 12_345 → '12,345 workers'."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
+def counted(n: int, what: str, several: str = "") -> str:
+    """1 → '1 worker', 12_345 → '12,345 workers'; `several` is a plural that isn't formed by an s."""
+    return f"{n:,} {what if n == 1 else several or what + 's'}"
 
 
 def bytes_(n: float) -> str:

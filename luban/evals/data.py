@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,16 +60,29 @@ def read_task(task: Task) -> tuple[list[Example], list[Example], str]:
 def examples(task: Task, rows: Rows) -> list[Example]:
     """Rows as items. Raises DataError for a row that isn't right, and for an id that two rows have."""
     found, seen = list[Example](), dict[str, str]()
+    fields = {name for _, row in rows for name in row}
+    templates = {name: value for name, value in _templates(task.spec).items() if value in fields}
     for number, (where, row) in enumerate(rows):
         try:
+            for name, field in templates.items():
+                if field not in row:  # the template would be read as text
+                    raise DataError(f"the field {field!r}, which other rows have and {name} names, isn't there")
             id = _id(task.spec, row, number)
             found.append(task.spec.kind.read(task.spec, row, id))
-        except (DataError, ConfigError) as error:
+        except ConfigError as error:
+            raise ConfigError(f"task {task.name}: {error}") from None
+        except DataError as error:
             raise DataError(f"task {task.name}, {where}: {error}") from None
         if id in seen:
             raise DataError(f"task {task.name}, {where}: the id {id!r} is that of {seen[id]} already")
         seen[id] = where
     return found
+
+
+def _templates(spec: TaskSpec) -> dict[str, str]:
+    """The task's templates that are single texts."""
+    found = {"prompt": spec.prompt, "target": spec.target, "id": spec.id, "choices": getattr(spec.kind, "choices", "")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _id(spec: TaskSpec, row: dict[str, Any], number: int) -> str:
@@ -119,9 +130,6 @@ def _file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from enumerate(csv.DictReader(file), 2)
     elif path.suffix == ".json":
         yield from enumerate(_objects(path), 1)
-    elif path.suffix == ".gz":
-        lines = io.StringIO(gzip.decompress(path.read_bytes()).decode())
-        yield from ((n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip())
     else:
         yield from read_rows(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from luban.evals.contamination import contaminated, texts_of
 from luban.evals.data import read_task
 from luban.evals.judges.base import Judge, grade_rows
 from luban.evals.kinds.base import Example
+from luban.evals.kinds.generate import Writing
 from luban.evals.measures import Measure, mean_of
 from luban.evals.prompts import build_prompt, choose_shots
 from luban.evals.requests import Failed, Request
@@ -30,19 +32,25 @@ class HarnessOptions:
     seed: int = 0  # of shots and samples
     chat: Chat = "off"  # chat template around prompts
     repeats: int | None = None  # answers to each item; None: as the task says
+    temperature: float | None = None  # of written answers, 0: greedy; None: as the task says
     contamination: tuple[Path, ...] = ()  # corpora and files that items are looked for in
 
     def __post_init__(self):
         if self.limit < 0 or (self.shots is not None and self.shots < 0):
             raise ConfigError(f"--limit and --shots are numbers from 0, {self.limit} and {self.shots} given")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature is a number from 0, {self.temperature:g} given")
 
     def applied(self, task: Task) -> Task:
         """The task with the options that take the place of its own settings. Raises ConfigError where they make no sense."""
         changes: dict[str, Any] = {}
         if self.shots is not None and task.spec.kind.has_prompts:
             changes["shots"] = self.shots
-        if self.repeats is not None and isinstance(getattr(task.spec.kind, "temperature", None), float):
-            changes["repeats"] = self.repeats
+        if isinstance(kind := task.spec.kind, Writing):
+            if self.repeats is not None:
+                changes["repeats"] = self.repeats
+            if self.temperature is not None:
+                changes["kind"] = replace(kind, temperature=self.temperature)
         return replace(task, spec=replace(task.spec, **changes))
 
 
@@ -122,6 +130,7 @@ def run_task(
         notes |= grade_rows(judge, loaded.items, rows)
     if options.contamination:
         _mark_contaminated(loaded.items, rows, options.contamination)
+        notes["too_short_for_contamination"] = sum(row["contaminated"] is None for row in rows)
     scored = [row for row in rows if row.get("scores") is not None]
     return TaskResult(name=task.name, measures=_measures(task, scored), rows=rows, failed=failed, notes=notes)
 
@@ -130,9 +139,7 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     if not rows:
         return []
     found = list(task.spec.kind.measures(rows))
-    clean = [row for row in rows if row.get("contaminated") is False]
-    if any("contaminated" in row for row in rows) and clean:
-        found += [replace(m, name=f"{m.name}_clean") for m in task.spec.kind.measures(clean)]
+    found += _contamination(task, rows)
     if task.spec.same_by:
         found.append(_flips(rows))
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -142,6 +149,18 @@ def _measures(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
     for name, members in sorted(groups.items()):
         found += [replace(m, name=f"{m.name}/{name}") for m in task.spec.kind.measures(members)]
     return found
+
+
+def _contamination(task: Task, rows: Sequence[dict[str, Any]]) -> list[Measure]:
+    """The fraction of items that are contaminated, of those long enough to tell, and the figures of those that aren't."""
+    told = [row for row in rows if row.get("contaminated") is not None]
+    if not told:
+        return []
+    share = mean_of(
+        [{"scores": {"contaminated": float(row["contaminated"])}} for row in told], "contaminated", better="lower"
+    )
+    clean = [row for row in told if not row["contaminated"]]
+    return [share, *(replace(m, name=f"{m.name}_clean") for m in (task.spec.kind.measures(clean) if clean else ()))]
 
 
 def _flips(rows: Sequence[dict[str, Any]]) -> Measure:

@@ -53,9 +53,12 @@ def read_yaml(path: Path) -> Task:
     """A task file. Raises ConfigError for one that isn't there, isn't YAML, or needs what isn't read, by its name."""
     config = _load(path)
     try:
-        return Task(name=str(config.get("task", path.stem)), spec=_spec(config), folder=Path())
+        spec = _spec(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    # lm-evaluation-harness sees paths from the current folder; files of a task that was moved with them lie beside it
+    folder = Path() if Path(spec.data).exists() else path.parent
+    return Task(name=str(config.get("task", path.stem)), spec=spec, folder=folder)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -220,6 +220,9 @@ def _measured(
     if plan.built_in:
         material = gather(options.corpora)
         for name, task in plan.built_in.items():
+            if task.needs and not getattr(material, task.needs):
+                raise DataError(f"{name} needs held-out {task.needs}: {', '.join(map(str, options.corpora))} hold none")
+        for name, task in plan.built_in.items():
             figures |= _built_in(name, task, backend, material, options, folder, found)
     if plan.groups:
         with ResponseStore(folder / "responses.jsonl", backend.identity, options.cache) as store:

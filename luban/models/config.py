@@ -15,6 +15,7 @@ mixer = { window = "none" }
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +67,17 @@ class ModelConfig:
     head: Head = field(default_factory=LanguageModel)  # what is read off the hidden states
     tied_head: bool = False  # whether the output layer's weight is the embedding's
     init: Initialisation = field(default_factory=NormalInit)  # of a model trained from scratch
+
+    @staticmethod
+    def filled(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields with those of the preset that they change, if they name one that there is and can be changed so."""
+        if not given.get("preset"):
+            return dict(given)
+        with contextlib.suppress(ConfigError):
+            size = given.get("vocab_size") or preset(str(given["preset"])).vocab_size
+            found = config_of(resolve_spec(given, int(size)))
+            return {"preset": given["preset"], **{k: v for k, v in found.items() if k != "vocab_size" or k in given}}
+        return dict(given)
 
 
 def resolve_spec(given: Mapping[str, Any], vocab_size: int) -> ModelSpec:

@@ -28,7 +28,7 @@ and passed in as `TracedMemory`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Literal
@@ -38,7 +38,7 @@ from luban.core.plan import SCHEDULES, Remat
 from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
 from luban.planner.remat.chain import Chain, Schedule
-from luban.planner.remat.schedules import schedule_of
+from luban.planner.remat.schedules import nearest_schedule, schedule_of
 
 FP32, HALF = 4, 2  # bytes
 
@@ -155,7 +155,9 @@ def saved_bytes(graph: OpGraph, settings: StepSettings) -> int:
     return graph.itemsize * outside + inside + _mask_bytes(graph, settings)
 
 
-def schedules(graph: OpGraph, settings: StepSettings) -> list[tuple[Chain, Schedule]]:
+def schedules(
+    graph: OpGraph, settings: StepSettings, of: Callable[[str, Chain, str], Schedule] = schedule_of
+) -> list[tuple[Chain, Schedule]]:
     """The schedule of each stack's layers under `plan.remat sqrt|rotor`, in FLOPs and bytes. The program's own schedule is solved
     for measured costs."""
     stacks: dict[str, list[OpGraph]] = {}
@@ -170,7 +172,7 @@ def schedules(graph: OpGraph, settings: StepSettings) -> list[tuple[Chain, Sched
             output_size=outputs,
             saved_size=[max(layer_saved_bytes(layer, plain), out) for layer, out in zip(layers, outputs, strict=True)],
         )
-        found.append((chain, schedule_of(settings.remat, chain, settings.remat_budget)))
+        found.append((chain, of(settings.remat, chain, settings.remat_budget)))
     return found
 
 
@@ -179,7 +181,7 @@ def computed_again(graph: OpGraph, settings: StepSettings) -> float:
     if settings.remat not in SCHEDULES:
         return float(settings.remat == "full")
     extra = whole = 0.0
-    for chain, schedule in schedules(graph, settings):
+    for chain, schedule in schedules(graph, settings, nearest_schedule):
         whole += sum(chain.forward)
         extra += schedule.makespan - sum(chain.forward) - sum(chain.backward)
     return extra / max(whole, 1.0)

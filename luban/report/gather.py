@@ -52,18 +52,24 @@ class Found:
 def find_artifacts(folders: Iterable[Path], *, by_age: bool = True) -> list[Found]:
     """Artifacts that are one of the folders or directly below one, each once, oldest first, or in the order given.
 
-    Raises DataError when there is none.
+    Raises DataError where there is none in one of the folders.
     """
     folders, found = list(folders), {}
     for folder in folders:
-        for path in [folder, *sorted(p for p in folder.glob("*") if p.is_dir())]:
-            if (path / MANIFEST).is_file() and path.resolve() not in found:
+        places = [p for p in (folder, *sorted(folder.glob("*"))) if p.is_dir() and (p / MANIFEST).is_file()]
+        if not places:
+            what = (
+                "holds no artifact" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+            )
+            raise DataError(f"nothing to report: {folder} {what}")
+        for path in places:
+            if path.resolve() not in found:
                 try:
                     found[path.resolve()] = (path, read_manifest(path))
                 except ArtifactError as error:
                     warn(f"left out of the report: {error}")
     if not found:
-        raise DataError(f"nothing to report: no artifact in {', '.join(map(str, folders))}")
+        raise DataError(f"nothing to report: no artifact that can be read in {', '.join(map(str, folders))}")
     names = Counter(path.name for path, _ in found.values())
     artifacts = [
         Found(path, manifest, (path.name if names[path.name] == 1 else str(path)).removesuffix(INCOMPLETE))

@@ -58,8 +58,7 @@ class Engine:
     Args:
         model: from `luban.load_model`.
         max_batch: sequences that grow together; more wait. None: 256, with a contiguous cache 32.
-        cache_bytes: memory for keys and values; requests wait until there are blocks for theirs. None: half of what the
-            device has free, on CUDA nearly all of it.
+        cache_bytes: memory for keys and values. None: half of what the device has free, on CUDA nearly all of it.
         cache_dtype: of keys and values; "auto": the model's; "fp8": about half the memory of bfloat16, at some loss.
         paged: whether keys and values are kept in blocks (`luban.serve.paged`). None: where the model allows it; False: a
             contiguous cache, which gives the same tokens more slowly.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -77,7 +77,7 @@ def planned(recipe: Recipe, cluster: Cluster, table: MachineTable) -> Planned:
     dtype = str(COMPUTE[train.precision]).removeprefix("torch.")
     graph = describe(spec, batch=1, seq=train.seq_len, dtype=dtype)
     shapes, _ = trained_shapes(spec, recipe.adapter)
-    settings = step_settings(recipe, spec, torch.device("cuda"))
+    settings = step_settings(replace(recipe, plan=ParallelPlan()), spec, torch.device("cuda"))
     model = Model(graph, settings, table, Messages(cluster, table), train.precision)
     workload = Workload(
         model,

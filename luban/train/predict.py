@@ -58,6 +58,9 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     graph = _micro_batch(recipe, spec, sample(1))
     compiled = runs_compiled(recipe, device)
     settings = step_settings(recipe, spec, device)
+    memory = _memory(
+        recipe, spec, device, sample
+    )  # refuses too small a `plan.remat_budget` by traced bytes, where there are some
     busy = busy_fraction(device)
     rates = device_rates(
         machine, device, train.precision, spec, graph, settings, documents=spec.body.causal, kernel=train.kernel
@@ -77,7 +80,7 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
     return Prediction(
         parameters=graph.parameters,
         active_parameters=graph.active_parameters,
-        memory=_memory(recipe, spec, device, sample),
+        memory=memory,
         free_bytes=free_memory(device),
         resident_bytes=resident,
         machine=machine,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -82,7 +83,10 @@ def trace_memory(recipe: Recipe, spec: ModelSpec, row: Batch) -> TracedMemory | 
         None where that depends on the data, as for a recurrent body, which cuts rows where documents end.
     """
     train = recipe.train
-    arrays = tuple((name, array.shape[1:], torch.from_numpy(array).dtype) for name, array in row.arrays().items())
+    arrays = tuple(
+        (name, array.shape[1:], torch.from_numpy(np.empty(0, array.dtype)).dtype)
+        for name, array in row.arrays().items()
+    )
     trace = partial(_trace, spec, recipe.adapter, recipe.objective, COMPUTE[train.precision], recipe.plan, arrays)
     rows = train.batch_size // train.accumulate
     most = 2 * max(1, max(TRACED, 4 * CHUNK_ELEMENTS // spec.vocab_size) // (2 * train.seq_len))

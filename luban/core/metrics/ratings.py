@@ -5,6 +5,7 @@ P players, B sets of games (bootstrap resamples). A rating difference of 400 poi
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ class Rating:
 
     player: str
     rating: float
-    interval: tuple[float, float]  # bootstrap over games, 95%
+    interval: tuple[float, float] | None  # bootstrap over games, 95%; None where the likelihood has no maximum
     games: int
     score: float  # mean of wins and half the ties
 
@@ -100,44 +101,60 @@ class Rating:
 def rate(games: Sequence[Game], *, resamples: int = 1000, level: float = 0.95) -> list[Rating]:
     """Bradley–Terry ratings of all players with bootstrap intervals, best first; the order of games changes nothing.
 
+    Games are resampled within each two players, who therefore meet as often in every resample. The likelihood has a maximum only among
+    players of whom each has, directly or through others, won and lost against each other (Ford 1957; a tie is half of both). Of the largest
+    such group the mean is 1000. A player outside of it, such as one that won every game, has a rating that says on which side of the
+    group it stands and nothing more, and no interval.
+
     Raises DataError for no games, and as `bradley_terry` does.
     """
     if not games:
         raise DataError("ratings need at least one game")
     players = sorted({name for game in games for name in (game.first, game.second)})
-    place = {name: i for i, name in enumerate(players)}
-    cells: dict[tuple[int, int, float], int] = {}
-    for game in games:
-        i, j, score = place[game.first], place[game.second], game.score
-        key = (i, j, score) if i < j else (j, i, 1 - score)
-        cells[key] = cells.get(key, 0) + 1
-    keys, counts = sorted(cells), np.array([cells[key] for key in sorted(cells)])
-    drawn = generator(0, "ratings").multinomial(len(games), counts / counts.sum(), resamples)
-    wins = np.zeros((resamples + 1, len(players), len(players)))
-    for number, (i, j, score) in enumerate(keys):
-        column = np.append(counts[number], drawn[:, number])
-        wins[:, i, j] += score * column
-        wins[:, j, i] += (1 - score) * column
-    ratings = np.concatenate([bradley_terry(wins[:1]), _resampled(wins[1:])])
+    wins_BPP = _resampled(games, players, resamples)
+    inside = _comparable(wins_BPP[0])
+    ratings = bradley_terry(wins_BPP)
+    if inside.any():
+        ratings += START - ratings[:, inside].mean(1, keepdims=True)
     low, high = np.quantile(ratings[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    total = wins[0] + wins[0].T
+    total = wins_BPP[0] + wins_BPP[0].T
     found = [
         Rating(
             player=name,
             rating=float(ratings[0, i]),
-            interval=(float(low[i]), float(high[i])),
+            interval=(float(low[i]), float(high[i])) if inside[i] else None,
             games=round(total[i].sum()),
-            score=float(wins[0, i].sum() / total[i].sum()),
+            score=float(wins_BPP[0, i].sum() / total[i].sum()),
         )
         for i, name in enumerate(players)
     ]
     return sorted(found, key=lambda each: (-each.rating, each.player))
 
 
-def _resampled(wins_BPP: np.ndarray) -> np.ndarray:
-    """Ratings of resamples; those in which groups of players never met are left out."""
-    together = wins_BPP + np.swapaxes(wins_BPP, 1, 2)
-    reached = (together > 0).astype(float) + np.eye(wins_BPP.shape[1])
-    for _ in range(max(1, int(np.ceil(np.log2(wins_BPP.shape[1]))))):
-        reached = (reached @ reached > 0).astype(float)
-    return bradley_terry(wins_BPP[reached.all((1, 2))])
+def _resampled(games: Sequence[Game], players: Sequence[str], resamples: int) -> np.ndarray:
+    """(1 + resamples, P, P) wins of the games, then of games drawn with replacement, of each two players as many as they played."""
+    place = {name: i for i, name in enumerate(players)}
+    results: dict[tuple[int, int], Counter[float]] = defaultdict(Counter)
+    for game in games:
+        i, j = place[game.first], place[game.second]
+        results[min(i, j), max(i, j)][game.score if i < j else 1 - game.score] += 1
+    rng = generator(0, "ratings")
+    wins_BPP = np.zeros((resamples + 1, len(players), len(players)))
+    for (i, j), counts in sorted(results.items()):
+        scores = sorted(counts)
+        played = np.array([counts[score] for score in scores])
+        drawn = rng.multinomial(played.sum(), played / played.sum(), resamples)
+        won = np.concatenate([played[None], drawn]) @ np.array(scores)
+        wins_BPP[:, i, j] = won
+        wins_BPP[:, j, i] = played.sum() - won
+    return wins_BPP
+
+
+def _comparable(wins_PP: np.ndarray) -> np.ndarray:
+    """(P,) bool: the players of the largest group of which each has a chain of wins to each other; of none where that is one player."""
+    reached = (wins_PP > 0) | np.eye(len(wins_PP), dtype=bool)
+    for _ in range(max(1, int(np.ceil(np.log2(len(wins_PP)))))):
+        reached = (reached.astype(float) @ reached) > 0
+    groups = reached & reached.T
+    largest = groups[groups.sum(1).argmax()]
+    return largest if largest.sum() > 1 else np.zeros(len(wins_PP), dtype=bool)

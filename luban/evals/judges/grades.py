@@ -11,7 +11,7 @@ from luban.core.hashing import data_sha256
 from luban.core.jsonl import write_rows
 from luban.core.metrics.bootstrap import interval
 from luban.evals.judges.base import Judge, Single
-from luban.evals.judges.pairs import read_answers
+from luban.evals.judges.pairs import read_answers, tasks_of
 from luban.evals.judges.pairwise import kept_answers
 
 
@@ -21,7 +21,7 @@ def run_grades(judge: Judge, file: Path, out: Path, limit: int = 0) -> dict[str,
     Raises:
         DataError: no grade could be read. UnfinishedError: the judge left answers without one; the same command asks again.
     """
-    rows = list(read_answers(file).items())[: limit or None]
+    rows = list(read_answers(file, by_task=len(tasks_of(file)) > 1).items())[: limit or None]
     config = {"judge": judge.identity, "answers": data_sha256(rows)}
     settings = {"judge": judge.name}
     with (

@@ -17,7 +17,7 @@ BODY = """
 <h2>Ratings</h2>
 <p class="soft">Bradley–Terry by maximum likelihood, mean 1000; 400 points are odds of 10 to 1. Intervals: bootstrap over matches, 95%. Online Elo (K = 4) depends on the order in which matches are read, and is shown for comparison only.</p>
 <div class="card scroll"><table id="ratings"><tr><th>model</th><th class="n">rating</th><th style="width:40%">95%</th><th class="n">score</th><th class="n">matches</th><th class="n">online Elo</th></tr>
-{% for r in rows %}<tr><td>{{ r.player }}</td><td class="n">{{ "%.0f"|format(r.rating) }}</td><td><div class="range" title="{{ "%.0f to %.0f"|format(r.low, r.high) }}"><i style="left:{{ r.left }}%;width:{{ r.width }}%"></i><b style="left:{{ r.place }}%"></b></div></td><td class="n">{{ "%.1f%%"|format(100 * r.score) }}</td><td class="n">{{ r.games }}</td><td class="n">{{ "%.0f"|format(r.online) }}</td></tr>
+{% for r in rows %}<tr><td>{{ r.player }}</td><td class="n">{{ "%.0f"|format(r.rating) }}</td><td>{% if r.low is none %}<span class="soft">none: won or lost all that compares it</span>{% else %}<div class="range" title="{{ "%.0f to %.0f"|format(r.low, r.high) }}"><i style="left:{{ r.left }}%;width:{{ r.width }}%"></i><b style="left:{{ r.place }}%"></b></div>{% endif %}</td><td class="n">{{ "%.1f%%"|format(100 * r.score) }}</td><td class="n">{{ r.games }}</td><td class="n">{{ "%.0f"|format(r.online) }}</td></tr>
 {% endfor %}</table></div>
 <h2>Predicted scores</h2><p class="soft">How often the model of a row would beat that of a column.</p>
 <div class="card scroll"><table><tr><th></th>{% for r in rows %}<th class="n">{{ r.player }}</th>{% endfor %}</tr>
@@ -83,22 +83,30 @@ def leaderboard_page(
 
 def _rows(ratings: Sequence[Rating], online: Mapping[str, float]) -> list[dict[str, Any]]:
     """A row a player: figures, and where its interval stands on the scale of all."""
-    low = min(each.interval[0] for each in ratings)
-    high = max(each.interval[1] for each in ratings)
-    span = (high - low) or 1.0
+    known = [each.interval for each in ratings if each.interval]
+    low = min((interval[0] for interval in known), default=0.0)
+    span = (max((interval[1] for interval in known), default=1.0) - low) or 1.0
 
     def percent(value: float) -> float:
         return round(100 * (value - low) / span, 2)
+
+    def bar(each: Rating) -> dict[str, Any]:
+        if each.interval is None:
+            return {"low": None}
+        left, right = each.interval
+        return {
+            "low": left,
+            "high": right,
+            "left": percent(left),
+            "width": round(100 * (right - left) / span, 2),
+            "place": min(percent(each.rating), 99.0),
+        }
 
     return [
         {
             "player": each.player,
             "rating": each.rating,
-            "low": each.interval[0],
-            "high": each.interval[1],
-            "left": percent(each.interval[0]),
-            "width": round(100 * (each.interval[1] - each.interval[0]) / span, 2),
-            "place": min(percent(each.rating), 99.0),
+            **bar(each),
             "score": each.score,
             "games": each.games,
             "online": online.get(each.player, START),

@@ -30,8 +30,16 @@ class Match:
     human: Verdict | None = None  # which answer a person preferred, where that is known
 
 
-def read_answers(file: Path) -> dict[str, dict[str, Any]]:
+def tasks_of(*files: Path) -> set[str]:
+    """The tasks that rows of evaluations' answers name."""
+    return {str(row["task"]) for file in files for _, row in read_rows(file) if "task" in row}
+
+
+def read_answers(file: Path, *, by_task: bool = False) -> dict[str, dict[str, Any]]:
     """Prompt, answer and reference of each row of a .jsonl file, by id or, where rows have none, by prompt.
+
+    Args:
+        by_task: ids are TASK/ITEM, for answers of evaluations of several tasks, whose items are numbered each from 0.
 
     Rows have `prompt` (or instruction, question, messages) and `answer` (or output, completion, response, text); answers.jsonl of an
     evaluation is such a file. Raises DataError for others; names the line.
@@ -44,6 +52,8 @@ def read_answers(file: Path) -> dict[str, dict[str, Any]]:
                 f"{file}:{number}: a row needs a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(ANSWERS)})"
             )
         key = str(row.get("id", row.get("item", prompt)))
+        if by_task and "task" in row:
+            key = f"{row['task']}/{key}"
         if key in found:
             raise DataError(f"{file}:{number}: there is an answer to {key[:60]!r} already")
         found[key] = {"prompt": prompt, "answer": answer, "reference": str(row.get("reference") or "")}
@@ -73,12 +83,13 @@ def match_files(files: Sequence[Path], limit: int = 0, humans: Path | None = Non
     """Every two files' answers to the prompts that both have, named after the files; the first one's come first.
 
     Args:
-        humans: a .jsonl file of people's preferences: `id` or `prompt`, `preference` (1, 2 or 0 for a tie) over the answers of the
+        humans: a .jsonl file of people's preferences: `id` (TASK/ITEM where files hold several tasks) or `prompt`, `preference` (1, 2 or 0 for a tie) over the answers of the
             first two files.
 
     Raises DataError where two files share no prompt.
     """
-    read = {file: read_answers(file) for file in files}
+    by_task = len(tasks_of(*files)) > 1
+    read = {file: read_answers(file, by_task=by_task) for file in files}
     names = _names(files)
     known = _humans(humans) if humans else {}
     found: list[Match] = []

@@ -15,6 +15,7 @@ from luban.core.artifact import ArtifactWriter, write_json
 from luban.core.errors import DataError, UnfinishedError
 from luban.core.hashing import data_sha256
 from luban.core.jsonl import write_rows
+from luban.core.log import warn
 from luban.core.metrics.agreement import agreement, cohen_kappa
 from luban.core.metrics.ratings import Game, elo_online, rate
 from luban.core.metrics.win_rate import WinRate, difficulties, length_controlled, win_rate
@@ -210,10 +211,16 @@ def run_judge(
             for each in ratings:
                 found[f"rating/{each.player}"] = {
                     "value": each.rating,
-                    "interval": list(each.interval),
+                    "interval": list(each.interval) if each.interval else None,
                     "n": each.games,
                 }
                 found[f"online_elo/{each.player}"] = {"value": online[each.player], "interval": None, "n": each.games}
+            if outside := [each.player for each in ratings if each.interval is None]:
+                more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+                warn(
+                    f"{', '.join(outside[:3])}{more} won or lost all that compares them with the others: such ratings say on which side of "
+                    "the others a model stands, and have no interval"
+                )
             page = leaderboard_page(ratings, online, found, judge.name, outcomes)
             (art.path / "leaderboard.html").write_text(page, encoding="utf-8")
         write_json(art.path / "results.json", found)

@@ -33,7 +33,9 @@ class Writing(Kind):
         if not spec.prompt:
             raise ConfigError("missing field 'prompt': what is asked")
         if spec.repeats > 1 and self.temperature == 0:
-            raise ConfigError(f"{spec.repeats} repeats of greedy answers are all the same: set kind.temperature")
+            raise ConfigError(
+                f"{spec.repeats} repeats of greedy answers are all the same: set kind.temperature, or give --temperature"
+            )
         if self.max_tokens < 1:
             raise ConfigError(f"kind.max_tokens must be at least 1, {self.max_tokens} given")
 

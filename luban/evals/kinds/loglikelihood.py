@@ -48,6 +48,8 @@ class Loglikelihood(Kind):
         found = (
             value_of(self.choices, row) if isinstance(self.choices, str) else [text_of(c, row) for c in self.choices]
         )
+        if found == self.choices:  # the text of a template without an expression, which is therefore a field's name
+            raise DataError(f"the field {found!r}, which choices names, isn't there (known: {', '.join(row)})")
         if not isinstance(found, (list, tuple)) or len(found) < 2 or not all(isinstance(c, str) and c for c in found):
             raise DataError(f"choices must be a list of at least two texts, {found!r:.80} given")
         right = self._right(value_of(spec.target, row), found)

@@ -81,12 +81,7 @@ class DiskPool:
             self._map = mmap.mmap(handle, self.size)
             self.direct = _direct(folder, handle)
         except OSError as error:
-            free = os.statvfs(folder) if folder.is_dir() else None
-            left = "" if free is None else f", and {bytes_(free.f_bavail * free.f_frsize)} are free"
-            what = "has no space" if error.errno == errno.ENOSPC else f"can't be used ({error.strerror})"
-            raise UnsupportedError(
-                f"plan.offload_folder {folder} {what}: offloading to it needs {bytes_(self.size)}{left}"
-            ) from None
+            raise _refused(folder, error, f"offloading to it needs {bytes_(self.size)}") from None
         finally:
             if handle >= 0:
                 os.close(handle)
@@ -117,11 +112,30 @@ def _direct(folder: Path, handle: int) -> DirectFile | None:
         return None
 
 
+def _refused(folder: Path, error: OSError, needed: str) -> UnsupportedError:
+    """What a folder's disk lacks."""
+    free = os.statvfs(folder) if folder.is_dir() else None
+    left = "" if free is None else f", and {bytes_(free.f_bavail * free.f_frsize)} are free"
+    what = "has no space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"can't be used ({error.strerror})"
+    return UnsupportedError(f"plan.offload_folder {folder} {what}: {needed}{left}")
+
+
 def disk_bandwidth(folder: Path, size: int = PROBE) -> float:
     """Bytes a second that an update reads and writes in a file of the folder: half of them each, past the cache where the file
-    system allows that; `size` bytes, a multiple of two pages, are written and moved."""
+    system allows that; `size` bytes, a multiple of two pages, are written and moved.
+
+    Raises:
+        UnsupportedError: the folder has no space for them, or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _moved_bytes_a_second(folder, size)
+    except OSError as error:
+        raise _refused(folder, error, f"measuring its bandwidth takes {bytes_(size)}") from None
+
+
+def _moved_bytes_a_second(folder: Path, size: int) -> float:
     half = size // 2
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, size)
         buffer = Buffer(size)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from luban.core.log import say
 from luban.models.stack import TransformerStack
 from luban.nn.context import LayerContext
 from luban.parallel.remat.executor import RandomState, ScheduledRun, Stage
@@ -19,7 +20,7 @@ from luban.parallel.routers import routers_of
 from luban.parallel.world import World
 from luban.planner.remat.chain import Chain, Operation
 from luban.planner.remat.pofo import Transfer, pofo
-from luban.planner.remat.schedules import budget_bytes, schedule_of
+from luban.planner.remat.schedules import budget_bytes, schedule_of, summary
 
 MEASURED = 2  # runs of each layer: the first warms up
 
@@ -34,6 +35,7 @@ class ScheduledLayers:
     Args:
         timed: measure seconds.
         random: layers draw random numbers.
+        announced: say what the first schedule keeps and computes again.
         divided: FSDP divides the layers' weights.
         agree: chain → one chain for all processes, where they measure at the same moment.
     """
@@ -45,11 +47,12 @@ class ScheduledLayers:
         *,
         timed: bool,
         random: bool,
+        announced: bool = False,
         divided: bool = False,
         agree: Callable[[Chain, float], tuple[Chain, float]] = lambda *found: found,
     ):
         self.remat, self.budget, self.timed, self.random = remat, budget, timed, random
-        self.divided, self.agree = divided, agree
+        self.divided, self.agree, self.announced = divided, agree, announced
         self.schedules: dict[tuple[object, ...], tuple[Sequence[Operation], Sequence[Transfer]]] = {}
         self.streams: Streams | None = None
 
@@ -80,11 +83,16 @@ class ScheduledLayers:
         )
         for tally, total in zip(tallies, totals, strict=True):  # backward passes of measurements don't count
             tally.total = total
-        if self.remat != "pofo":
-            return schedule_of(self.remat, chain, self.budget).operations, ()
-        chain, bandwidth = self.agree(chain, host_bandwidth(x.device))
-        found = pofo(chain, budget_bytes(chain, self.budget), bandwidth)
-        return found.operations, found.transfers
+        transfers: Sequence[Transfer] = ()
+        if self.remat == "pofo":
+            chain, bandwidth = self.agree(chain, host_bandwidth(x.device))
+            found = pofo(chain, budget_bytes(chain, self.budget), bandwidth)
+            transfers = found.transfers
+        else:
+            found = schedule_of(self.remat, chain, self.budget)
+        if self.announced and not self.schedules:  # further shapes have schedules like the first one's
+            say(f"plan.remat {self.remat}: {summary(chain, found.operations, found.peak, len(transfers))}")
+        return found.operations, transfers
 
 
 def _call(block: nn.Module, ctx: LayerContext, x_BTE: Tensor) -> Tensor:
@@ -100,7 +108,13 @@ def schedule_stacks(
         random = any(isinstance(part, nn.Dropout) for part in stack.blocks.modules())
         divided = world is not None and world.plan.shard > 1
         layers = ScheduledLayers(
-            remat, budget, timed=timed or remat == "pofo", random=random, divided=divided, agree=agree
+            remat,
+            budget,
+            timed=timed or remat == "pofo",
+            random=random,
+            announced=world is not None and world.rank == 0,
+            divided=divided,
+            agree=agree,
         )
         stack.blocks.use_remat(layers)
 

@@ -7,7 +7,7 @@ heterogeneous chains, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
@@ -48,6 +48,10 @@ class Chain:
     backward_temp: Sequence[float] = ()  # needed while a backward pass runs, length L; empty: none
 
     def __post_init__(self) -> None:
+        for name in ("forward", "backward", "output_size", "saved_size", "forward_temp", "backward_temp"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))  # arrays may be given
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", _numbers("input_size", [self.input_size])[0])
         if not self.forward:
             raise ConfigError("a chain has at least one stage")
         for name in ("forward", "backward", "output_size", "saved_size", "forward_temp", "backward_temp"):
@@ -146,6 +150,15 @@ def save_everything(chain: Chain) -> Schedule:
     forwards = [Operation("forward_save", i) for i in stages]
     backwards = [Operation("backward", i) for i in reversed(stages)]
     return simulate(chain, [*forwards, Operation("loss", len(chain)), *backwards])
+
+
+def _numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    """Plain numbers of a sequence or an array; whole ones stay whole."""
+    try:
+        found = [value.item() if hasattr(value, "item") else value for value in values]  # type: ignore[attr-defined]
+        return tuple(value if isinstance(value, int) else float(value) for value in found)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name} is a sequence of numbers, one a stage, not {values!r}") from None
 
 
 def _check(name: str, values: Sequence[float]) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from math import ceil, gcd, inf
+from math import ceil, gcd, inf, isnan
+from numbers import Real
 
 from luban.core.errors import ConfigError
 from luban.planner.remat.chain import Chain, Operation, Schedule, save_everything, simulate
@@ -46,7 +47,7 @@ def rotor(
         budget: memory, the chain's input included, in the unit of the sizes.
 
     Raises:
-        ConfigError: a size or time is no number from 0, lengths differ, or the budget is below the least that any schedule
+        ConfigError: a size, a time or the budget is no number from 0, lengths differ, or the budget is below the least that any schedule
             needs, which is named.
     """
     chain = Chain(
@@ -58,6 +59,8 @@ def rotor(
         forward_temp=forward_temp,
         backward_temp=backward_temp,
     )
+    if not isinstance(budget, Real) or isnan(budget):
+        raise ConfigError(f"a budget is a number in the unit of the sizes, not {budget!r}")
     fastest = save_everything(chain)
     if fastest.peak <= budget:
         return fastest

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, floor, log10
 
 from luban.core.errors import ConfigError
-from luban.core.units import bytes_, share_or_size
-from luban.planner.remat.chain import Chain, Schedule, save_everything
+from luban.core.units import bytes_, counted, share_or_size
+from luban.planner.remat.chain import Chain, Operation, Schedule, save_everything
 from luban.planner.remat.rotor import least_memory, rotor
 from luban.planner.remat.sqrt_segments import sqrt_segments
 
@@ -41,10 +42,27 @@ def schedule_of(remat: str, chain: Chain, budget: str) -> Schedule:
     )
 
 
+def nearest_schedule(remat: str, chain: Chain, budget: str) -> Schedule:
+    """The same; with the least budget of any schedule where `budget` is below it, for chains whose costs are only estimated."""
+    if remat != "sqrt" and budget_bytes(chain, budget) < min(least_memory(chain), save_everything(chain).peak):
+        budget = f"{ceil(least_memory(chain))}B"
+    return schedule_of(remat, chain, budget)
+
+
 def budget_bytes(chain: Chain, budget: str) -> float:
     """`plan.remat_budget` in the unit of the chain's sizes; of a share the peak of saving everything is the whole."""
     share, size = share_or_size("plan.remat_budget", budget)
     return share * save_everything(chain).peak if share is not None else size or 0.0
+
+
+def summary(chain: Chain, operations: Sequence[Operation], peak: float, transfers: int = 0) -> str:
+    """What a schedule keeps and computes again, in a line; the chain's sizes are bytes."""
+    again = sum(op.action.startswith("forward") for op in operations) - len(chain)
+    text = (
+        f"{bytes_(peak)} of the {bytes_(save_everything(chain).peak)} that saving everything takes, "
+        f"{counted(again, 'forward pass', 'forward passes')} of {counted(len(chain), 'layer')} repeated"
+    )
+    return text + f", {counted(transfers, 'tensor')} sent to the host and back" * bool(transfers)
 
 
 def _rounded_up(size: float) -> str:

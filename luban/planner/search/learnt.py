@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from luban.core.errors import DataError
+from luban.planner.accelerators import Accelerator
 
 # 95% quantiles of Student's t, two-sided, by degrees of freedom; beyond the last: 1.96
 QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
@@ -33,13 +34,13 @@ class Error:
         return f"{low:+.0%} to {high:+.0%}, learnt from {self.runs} runs, whose steps took {self.factor:.2f} of their predictions"
 
 
-def learnt(runs: Sequence[Path], assumed: float) -> Error:
-    """The error by these runs; with fewer than two, the assumed relative error.
+def learnt(runs: Sequence[Path], assumed: float, gpu: Accelerator) -> Error:
+    """The error by these runs; without any, the assumed relative error.
 
     Raises:
-        DataError: a directory isn't a run with both figures.
+        DataError: a directory isn't a run with both figures, or the run was on another device than `gpu`.
     """
-    return error_of([_ratio(run) for run in runs], assumed)
+    return error_of([_ratio(run, gpu) for run in runs], assumed)
 
 
 def error_of(ratios: Sequence[float], assumed: float) -> Error:
@@ -55,10 +56,14 @@ def error_of(ratios: Sequence[float], assumed: float) -> Error:
     return Error(factor=exp(middle), interval=(exp(middle - wide), exp(middle + wide)), runs=len(ratios))
 
 
-def _ratio(run: Path) -> float:
+def _ratio(run: Path, gpu: Accelerator) -> float:
     try:
         figures = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["figures"]
+        if (device := figures["accelerator"]) not in gpu.names:
+            raise DataError(f"{run} ran on {device}, which says nothing of {gpu.names[0]}: leave it out of --runs")
         return float(figures["step_seconds"]) / float(figures["predicted_step_seconds"])
+    except FileNotFoundError:
+        raise DataError(f"{run} is no run: --runs takes finished runs of luban pretrain") from None
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise DataError(
             f"{run} has no predicted and measured step time: --runs takes finished runs of luban pretrain ({error})"

@@ -113,8 +113,15 @@ def solve(problem: Problem, weight_bytes: float | None = None) -> Solution:
         import highspy
     except ModuleNotFoundError:
         raise MissingExtra("highspy", "plan", "The search of shardings") from None
-    model = highspy.Highs()
-    model.silent()
+
+    class Silent(highspy.Highs):
+        def enableCallbacks(
+            self,
+        ) -> None:  # called when it is made, and prints the solver's version unless it is silent by then
+            self.silent()
+            super().enableCallbacks()
+
+    model = Silent()
     model.setOptionValue("mip_rel_gap", 0.0)
     scale = 1e6  # microseconds, so that tolerances are small against costs
     nodes = []

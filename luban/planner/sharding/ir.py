@@ -176,11 +176,21 @@ class _Builder:
 
     def _heads(self, op: Op) -> dict[str, int]:
         """Projections of attention are divided by whole heads."""
-        readers = [c for c in self.graph.consumers(op.name) if c.kind == "attention"]
-        if readers and op.role in ("q", "k", "v"):
-            return {"o": readers[0].heads}
+        heads = self._read_as_heads(op)
+        if heads and op.role in ("q", "k", "v"):
+            return {"o": heads}
         made = next((o for o in self.graph.ops if o.name == op.inputs[0]), None)
         return {"i": made.heads} if made is not None and made.kind == "attention" else {}
+
+    def _read_as_heads(self, op: Op) -> int:
+        """Heads of the attention that reads a tensor, maybe after a norm of each head; 0: none does."""
+        for consumer in self.graph.consumers(op.name):
+            heads = consumer.heads if consumer.kind == "attention" else 0
+            if consumer.kind == "norm" and len(consumer.shape) == 4:
+                heads = self._read_as_heads(consumer)
+            if heads:
+                return heads
+        return 0
 
     def _attention(self, op: Op) -> None:
         batch, heads, tokens, dim = op.shape
@@ -189,18 +199,19 @@ class _Builder:
         reads = list(zip(op.inputs[:3], labels, strict=True))
         self._node(op, reads, "b t h", sizes, units={"h": heads}, fixed=frozenset("s"))
 
-    def _elementwise(self, op: Op, passes: float, fixed: str = "") -> None:
+    def _elementwise(self, op: Op, passes: float, labels: str = "", **fields) -> None:
         shape = self.values[op.inputs[0]].sizes if op.inputs[0] in self.values else self._sizes(op.shape)
-        labels = "b t e" if len(op.shape) == 3 else "n b e"
+        labels = labels or ("b t e" if len(op.shape) == 3 else "n b e")
         size = ITEMSIZE[op.dtype]
         for dim in shape:
             size *= dim
-        self._node(
-            op, [(name, labels) for name in op.inputs], labels, shape, moved=passes * size, fixed=frozenset(fixed)
-        )
+        self._node(op, [(name, labels) for name in op.inputs], labels, shape, moved=passes * size, **fields)
 
     def _norm(self, op: Op) -> None:
-        self._elementwise(op, 6, fixed="e")
+        if len(op.shape) == 4:  # (B, T, H, D): of each head by itself, so heads may be divided
+            self._elementwise(op, 6, "b t h", units={"h": self._read_as_heads(op) or op.shape[2]})
+        else:
+            self._elementwise(op, 6, fixed=frozenset("e"))
 
     def _activation(self, op: Op) -> None:
         self._elementwise(op, 8)

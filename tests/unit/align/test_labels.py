@@ -12,6 +12,7 @@ from evals_shared import read_lines
 
 from luban.align.annotate.labels import LabelStore, PersonLabel, export_labels
 from luban.align.preferences import read_groups
+from luban.cli.main import main
 from luban.core.errors import DataError, UsageError
 from luban.evals.judges.pairs import Match
 
@@ -142,3 +143,11 @@ def test_routes_want_a_key_and_answer_with_the_next_pair(tmp_path):
             answer = client.post("/api/label", headers=key, json=wrong)
             assert answer.status_code == 400 and answer.json()["error"]
         assert client.post("/api/undo", headers=key, json={}).json()["task"]["pair"] == pair
+
+
+def test_labels_that_nobody_gave_are_not_exported(tmp_path, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "p", "output_1": "a", "output_2": "b"}\n')
+    labels, out = tmp_path / "labels.sqlite", tmp_path / "prefs.jsonl"
+    assert main(["annotate", str(pairs), "--export", str(out), "--out", str(labels)]) == 1
+    assert "labels.sqlite does not exist" in capsys.readouterr().err and not labels.exists() and not out.exists()

@@ -38,6 +38,14 @@ def test_planted_coefficients_and_peaks_come_back():
         fit_overoptimisation("reinforcement", [0.01, 0.02, 1.0], [0, 0, 1])
 
 
+def test_a_peak_behind_the_points_is_none():
+    d = np.linspace(0.5, 4.0, 9)
+    inside = fit_overoptimisation("best_of_n", d**2, d * (1.2 - 0.2 * d))  # highest at 3
+    outside = fit_overoptimisation("best_of_n", d**2, d * (1.2 - 0.1 * d))  # at 6
+    assert inside.peak_words == "peak at √KL = 3.00"
+    assert outside.peak == pytest.approx(6) and outside.peak_words == "no peak up to √KL = 4.00, the farthest point"
+
+
 def test_the_estimate_is_the_mean_over_all_subsets():
     rng = np.random.default_rng()
     proxy, gold = rng.normal(size=(3, 7)), rng.normal(size=(3, 7))

@@ -39,6 +39,7 @@ def test_figures_are_printed_with_intervals_and_written(tiny_checkpoint, tmp_pat
         (["TASK", "TASK", "--out", "OUT"], "is named twice", 2),
         (["TASK", "--out", "OUT", "--judge", "rule:longst"], "did you mean 'longest'", 2),
         (["bits_per_byte", "--out", "OUT"], "pass --corpus DIR", 2),
+        (["TASK", "--out", "OUT", "--temperature", "-0.5"], "--temperature is a number from 0, -0.5 given", 2),
     ],
 )
 def test_errors_are_one_line(tiny_checkpoint, tmp_path, capsys, arguments, said, code):
@@ -47,3 +48,29 @@ def test_errors_are_one_line(tiny_checkpoint, tmp_path, capsys, arguments, said,
     assert main(["eval", str(tiny_checkpoint), *words]) == code
     printed = capsys.readouterr()
     assert said in printed.err and len(printed.err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_shipped_tasks_are_sampled_by_options_alone(tiny_checkpoint, tmp_path, capsys):
+    words = ["eval", str(tiny_checkpoint), "arithmetic_add_2", "--limit", "2", "--repeats", "3"]
+    assert main([*words, "--out", str(tmp_path / "greedy")]) == 2
+    assert "give --temperature" in capsys.readouterr().err
+    assert main([*words, "--temperature", "1.5", "--out", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert all(len(set(row["raws"])) > 1 for row in rows) and len(rows[0]["raws"]) == 3
+    spec = json.loads((tmp_path / "out" / "manifest.json").read_text())["config"]["tasks"]["arithmetic_add_2"]["spec"]
+    assert spec["kind"]["temperature"] == 1.5 and spec["repeats"] == 3
+
+
+@pytest.mark.parametrize("task", ["answer_loss", "which_module", "samples"])
+def test_documents_of_another_kind_than_a_task_needs_are_named_before_anything_is_measured(
+    tiny_checkpoint, tmp_path, capsys, task
+):
+    texts = "\n".join(json.dumps({"text": f"document {i} " * 20}) for i in range(60))
+    (tmp_path / "texts.jsonl").write_text(texts)
+    corpus = str(tmp_path / "corpus")
+    assert main(["corpus", "build", str(tmp_path / "texts.jsonl"), "--out", corpus, "--heldout", "0.3"]) == 0
+    words = ["eval", str(tiny_checkpoint), "bits_per_byte", task, "--corpus", corpus, "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert f"{task} needs held-out conversations" in said and "bits_per_byte:" not in said

@@ -77,6 +77,39 @@ def test_unknown_verbs_and_options_are_one_line(capsys):
         assert error.count("\n") == 1 and error.startswith("luban: ") and hint in error
 
 
+def pages(words, capsys):
+    """(words, the page of help) of a verb and of the verbs below it."""
+    try:
+        code = main([*words, "--help"])
+    except SystemExit as stop:
+        code = stop.code
+    page = capsys.readouterr().out
+    assert not code, words
+    yield words, page
+    below = re.match(r"usage: luban [\w ]+? ([\w-]+(?:\|[\w-]+)+) …", page)
+    for name in below[1].split("|") if below else ():
+        yield from pages([*words, name], capsys)
+    for line in re.findall(rf"luban {' '.join(words)} (ladder|emergence) ", page) if words == ["scaling"] else ():
+        yield from pages([*words, line], capsys)
+
+
+def test_every_option_of_every_verb_says_what_it_is(capsys):
+    seen = 0
+    for verb in VERBS:
+        for words, page in pages([verb], capsys):
+            assert page.startswith(f"usage: luban {' '.join(words)} "), words
+            boxes = re.search(r"(?:positional arguments|\n.? options) .*", page, re.DOTALL)  # recipes' pages have none
+            plain = re.sub(r"[│╭╮╰╯─]|-{9,}", " ", boxes[0] if boxes else "")
+            for entry in re.split(r"\n(?= {0,2}\S)", "\n".join(line.rstrip() for line in plain.splitlines())):
+                name, *text = re.split(r" {2,}|\n", entry.strip(), maxsplit=1)
+                if re.match(r"--|[A-Z[]\S*$", name):
+                    said = re.sub(r"\((default: \S*|required|repeatable)\)", "", " ".join(text))
+                    assert re.search(r"[a-z]{2}", said), f"luban {' '.join(words)}: {name} has no word of help"
+                    assert name not in ("STR", "PATH"), f"luban {' '.join(words)}: an argument is called by its type"
+                    seen += 1
+    assert seen > 200
+
+
 def test_inspect(tmp_path, capsys):
     with ArtifactWriter(tmp_path / "a", kind="thing", config={"n": 1}, seed=3) as art:
         (art.path / "x").write_bytes(b"1")
@@ -151,6 +184,22 @@ def test_an_overview_that_nobody_reads_to_its_end_is_no_traceback(words):
             ["--adapter.rank"],
         ),
         (["pretrain", "tiny_pretrain_cpu"], ["optimizer steps [int, default 100]"], ["luban_lora_cpu"]),
+        (
+            ["pretrain", "tiny_pretrain_cpu", "--model.layer.mixer.type", "lsh", "--model.layers", "3"],
+            [
+                "--model.layer.mixer.eval_rounds",
+                "H [int, default 4]",
+                "stream [int, default 64]",
+                "repeated [int, default 3]",
+            ],
+            ["mixer.kv_heads"],
+        ),
+        (
+            ["pretrain", "tiny_pretrain_cpu", "--model.layer.mixer.layout.type", "local"],
+            ["--model.layer.mixer.layout.block", "none, default local]"],
+            ["mixer.span"],
+        ),
+        (["pretrain", "tiny_pretrain_cpu", "--model.preset", "tinny"], ["--model.width"], ["stream [int, default 64]"]),
         (["pretrain"], ["optimizer steps [int, default 1000]", "transformer_translation_cpu"], ["minilm_dpr_cpu"]),
     ],
 )

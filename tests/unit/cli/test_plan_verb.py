@@ -93,6 +93,9 @@ def test_a_plan_file_that_is_none_is_refused(tmp_path, text):
         (["--cluster", "CLUSTER", "--prices", "fluid", "--network", "hc"], "did you mean 'hcc'"),
         (["--cluster", "CLUSTER", "--network", "hcc"], "--network goes with --prices"),
         (["--cluster", "CLUSTER", "--prices", "fluid", "--search", "alpa"], "goes with --search all"),
+        (["--cluster", "CLUSTER", "--search", "alpa", "--top", "3"], "--top goes with --search all"),
+        (["--cluster", "CLUSTER", "--micro-batches", "3"], "--micro-batches goes with --search alpa"),
+        (["--cluster", "CLUSTER", "--plan.remat", "rotor"], "leave --plan.remat out"),
     ],
 )
 def test_what_is_wrong_is_one_line(cluster, capsys, words, said):
@@ -130,20 +133,47 @@ def test_plans_are_priced_by_the_simulator(cluster, tmp_path, capsys):
     assert "by closed form" in text and "by packets" in text and "between nodes" in text
 
 
-def test_alpa_is_searched_explained_and_written(cluster, tmp_path, capsys):
+def test_price_and_energy_name_their_steps_and_units(cluster, capsys):
+    words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--train.steps", "1234", "--top", "1"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = found["plans"][0]
+    assert found["steps"] == 1234 and plan["gpu_hours"] == pytest.approx(2 * 1234 * plan["step_seconds"] / 3600)
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "price, in USD, and energy: of the run's 1,234 steps" in text
+    value, unit = text.strip().splitlines()[-1].split()[-2:]
+    assert float(value) * {"Wh": 1e-6, "kWh": 1e-3, "MWh": 1.0}[unit] == pytest.approx(plan["energy_mwh"], rel=0.01)
+
+
+def test_alpa_is_searched_explained_and_written(cluster, tmp_path, capfd):
     pytest.importorskip("highspy")
     out = tmp_path / "plan.toml"
     words = ["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--search", "alpa", "--micro-batches", "2"]
     assert main([*words, "--json"]) == 0
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out  # with what C++ prints
     assert printed.startswith("{")  # the solver says nothing
     found = json.loads(printed)
     assert sum(stage["gpus"] for stage in found["stages"]) == 2
-    assert main([*words, "--explain", "--out", str(out)]) == 0
-    assert "after collectives:" in capsys.readouterr().out
+    picture = tmp_path / "plan.svg"
+    assert main([*words, "--explain", "--out", str(out), "--picture", str(picture)]) == 0
+    text = capfd.readouterr().out
+    assert "after collectives:" in text and "as luban pretrain runs it: " in text
+    assert ET.fromstring(picture.read_text()).tag.endswith("svg")
+    written = tomllib.loads(out.read_text())
+    assert written["plan"] == found["plan"]["plan"]
+    assert written["predicted"]["step_seconds"] == pytest.approx(found["plan"]["step_seconds"])
     assert found["runs"] and "plan" in tomllib.loads(out.read_text())
-    assert main([*words[:-1], "3"]) == 2 and "can't be cut into 3" in capsys.readouterr().err
+    assert main([*words[:-1], "3"]) == 2 and "can't be cut into 3" in capfd.readouterr().err
     assert main([*words, "--search", "some"]) == 2
+
+
+def test_alpa_says_what_would_hold_a_model_that_fits_nowhere(cluster, capsys):
+    pytest.importorskip("highspy")
+    words = ["plan", "luban_pretrain_gpu", "--cluster", str(cluster), "--search", "alpa", "--micro-batches", "8"]
+    assert main([*words, "--model.preset", "llama2-70b", "--train.batch_size", "8"]) == 1
+    error = capsys.readouterr().err
+    assert "fits into no plan over 2 × h100-sxm" in error and " nodes (" in error and "would do" in error
 
 
 def test_explain_shows_a_layer_of_the_best_plan(cluster, capsys):

@@ -47,6 +47,17 @@ def test_a_resumed_bar_counts_its_rate_from_where_it_began():
     assert "0.5 steps/s" in bar.line(bar.began + 10) and "10.0s left" in bar.line(bar.began + 10)
 
 
+@pytest.mark.parametrize("more", [0, 2])
+def test_the_last_state_is_said_once_where_there_is_no_terminal(capsys, more):
+    clock = Clock()
+    with progress("packing", 7, clock=clock) as bar:
+        clock.advance(log.PLAIN_EVERY + 1)
+        bar.advance(5)
+        bar.advance(more)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (2 if more else 1) and f"{5 + more}/7" in lines[-1]
+
+
 def test_short_work_shows_nothing(capsys):
     clock = Clock()
     with progress("quick", 3, clock=clock) as bar:

@@ -185,6 +185,46 @@ def test_files_of_answers_become_a_leaderboard(tmp_path, capsys):
     assert "rating/strong" in capsys.readouterr().out
 
 
+def test_answers_of_evaluations_of_several_tasks_are_compared_item_by_item(tmp_path):
+    def answers(name, length):
+        rows = [{"task": t, "item": str(i), "prompt": f"{t}{i}", "answer": t * length} for t in "ab" for i in range(3)]
+        return write_lines(tmp_path / f"{name}.jsonl", rows)
+
+    one, other = answers("one", 3), answers("other", 5)
+    humans = write_lines(tmp_path / "h.jsonl", [{"id": "b/1", "preference": 1}])
+    found = match_files([one, other], humans=humans)
+    assert [match.id for match in found] == ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2"]
+    assert [match.prompt for match in found if match.human == "first"] == ["b1"]
+    alone = write_lines(tmp_path / "alone.jsonl", [row for row in read_lines(other) if row["task"] == "b"])
+    assert [match.prompt for match in match_files([one, alone])] == ["b0", "b1", "b2"]
+    assert [match.id for match in match_files([alone, alone])] == ["0", "1", "2"]
+    assert main(["judge", str(one), "--judge", "rule", "--out", str(tmp_path / "graded")]) == 0
+    assert read_json(tmp_path / "graded" / "results.json")["grade"]["n"] == 6
+
+
+def test_a_published_file_of_many_models_becomes_a_leaderboard(tmp_path, capsys):
+    """Each model met the baseline once or twice; most of them won everything."""
+    rows = [
+        {
+            "instruction": f"i{i}",
+            "output_1": "a",
+            "output_2": "b",
+            "generator_2": f"m{i // 2}",
+            "preferred": 2 - (i < 3),
+        }
+        for i in range(30)
+    ]
+    rows.append({**rows[0], "instruction": "again", "preferred": 2})
+    file, out = write_lines(tmp_path / "pairs.jsonl", rows), tmp_path / "out"
+    assert main(["judge", str(file), "--judge", "human", "--out", str(out)]) == 0
+    results = read_json(out / "results.json")
+    assert results["rating/m0"]["interval"] and results["rating/m5"]["interval"] is None
+    assert results["rating/m5"]["value"] > results["rating/output_1"]["value"] > results["rating/m0"]["value"]
+    assert "and 10 more won or lost all" in capsys.readouterr().err
+    page = (out / "leaderboard.html").read_text()
+    assert page.count("none: won or lost all") == 13 and page.count('class="range"') == 3
+
+
 def test_single_answers_are_graded(tmp_path, capsys):
     file = write_lines(tmp_path / "a.jsonl", [{"prompt": f"q{i}", "answer": "x" * i} for i in range(1, 5)])
     assert main(["judge", str(file), "--judge", "rule", "--out", str(tmp_path / "out")]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -281,6 +282,12 @@ def test_items_that_stand_in_a_corpus_are_marked(tiny_checkpoint, tmp_path):
     found = choose(tiny_checkpoint, tmp_path, rows=rows, spec=spec, contamination=(tmp_path / "seen.txt",))
     assert [row["contaminated"] for row in found.rows] == [False, True, False, False, False, False, None]
     assert found.results["exact_match_clean"]["n"] == 5
+    assert found.results["contaminated"]["value"] == pytest.approx(1 / 6) and found.results["contaminated"]["n"] == 6
+    assert found.counts["too_short_for_contamination"] == 1
+    everything = choose(
+        tiny_checkpoint, tmp_path, out="all", rows=rows[1:2], spec=spec, contamination=(tmp_path / "seen.txt",)
+    )
+    assert everything.results["contaminated"]["value"] == 1 and "exact_match_clean" not in everything.results
 
 
 @pytest.mark.parametrize(
@@ -294,13 +301,38 @@ def test_items_that_stand_in_a_corpus_are_marked(tiny_checkpoint, tmp_path):
         (COLOURS, CHOICE | {"fixed_shots": COLOURS[1:2]}, {"shots": 1}, "shot 0 is item 1 itself"),
         (COLOURS[:2], CHOICE, {"shots": 2}, "2 shots are asked for, and there are only 1"),
         (COLOURS, CHOICE | {"id": "{{options | length}}"}, {}, "the id '2' is that of"),
-        (COLOURS, CHOICE | {"prompt": "{{q"}, {}, "is not valid"),
+        (COLOURS, CHOICE | {"prompt": "{{q"}, {}, "^task colours: the template.*is not valid"),
+        ([{"q": "x", "gold": 0}], CHOICE, {}, "colours.jsonl:1: the field 'options', which choices names, isn't there"),
+        (
+            [*COLOURS, {"q": "x", "options": ["a", "b"]}],
+            CHOICE | {"target": "gold"},
+            {},
+            "colours.jsonl:6: the field 'gold', which other rows have and target names",
+        ),
+        ([*COLOURS, {**COLOURS[0], "q": None}], CHOICE, {}, "colours.jsonl:6"),
     ],
 )
 def test_data_that_is_not_right_is_refused_with_its_place(tiny_checkpoint, tmp_path, rows, spec, options, said):
     with pytest.raises((DataError, ConfigError), match=said):
         choose(tiny_checkpoint, tmp_path, rows=rows, spec=spec, **options)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_packed_lines_are_read_and_damage_is_named(tiny_checkpoint, tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in COLOURS).encode()
+    spec = CHOICE | {"data": "packed.jsonl.gz"}
+    for content, said in (
+        (gzip.compress(lines), ""),
+        (gzip.compress(lines + b"{"), "packed.jsonl.gz:6 is not JSON"),
+        (gzip.compress(lines)[:-9], "packed.jsonl.gz cannot be unpacked"),
+        (lines, "packed.jsonl.gz cannot be unpacked"),
+    ):
+        (tmp_path / "packed.jsonl.gz").write_bytes(content)
+        if said:
+            with pytest.raises(DataError, match=said):
+                choose(tiny_checkpoint, tmp_path, spec=spec, out=f"out-{len(content)}")
+        else:
+            assert choose(tiny_checkpoint, tmp_path, spec=spec).results["acc"]["n"] == len(COLOURS)
 
 
 def test_tasks_that_make_no_sense_are_refused(tiny_checkpoint, tmp_path):

@@ -100,3 +100,16 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, text, said):
     base = "".join(line + "\n" for line in BASE.splitlines() if line.partition(":")[0] not in keys)
     with pytest.raises(ConfigError, match=said):
         load_tasks(write(tmp_path, text, base))
+
+
+def test_files_lie_in_the_current_folder_or_beside_the_task(tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    task = write(tmp_path / "tasks", CHOICE, BASE.replace("DIR/", ""))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    items, shots, _ = read_task(load_tasks(task)[0])
+    assert [len(items), len(shots)] == [2, len(COLOURS) - 3]
+    write(tmp_path / "elsewhere", CHOICE)
+    (tmp_path / "elsewhere" / "test.jsonl").write_text(json.dumps(COLOURS[4]) + "\n")
+    items, _, _ = read_task(load_tasks(task)[0])  # as lm-evaluation-harness reads it
+    assert [item.question for item in items] == [COLOURS[4]["q"]]

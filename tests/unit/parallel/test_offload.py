@@ -30,7 +30,7 @@ from luban.optim.muon import Muon
 from luban.parallel.offload import pools, tiles
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
-from luban.parallel.offload.pools import DiskPool, HostPool
+from luban.parallel.offload.pools import DiskPool, HostPool, disk_bandwidth
 from luban.parallel.offload.streamed import StreamedGroups
 from luban.parallel.offload.tiles import tiled_weights, use_tiles
 from luban.planner.offload import efficiency, state_intensity
@@ -161,6 +161,22 @@ except UnsupportedError as error:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "File too large" in found.stdout and "1.05 MB" in found.stdout
     assert os.listdir(tmp_path) == ["weights"] and (tmp_path / "weights").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("of", [lambda folder: DiskPool(folder, 2**22), disk_bandwidth])
+def test_a_folder_that_can_not_be_used_is_named(tmp_path, of, monkeypatch):
+    """Before anything else: a file in its place, and a disk that is full when space is taken. Nothing stays behind."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnsupportedError, match=r"plan.offload_folder \S+/file can't be used \(File exists\)"):
+        of(tmp_path / "file")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UnsupportedError, match=r"plan.offload_folder \S+/disk has no space: .* are free"):
+        of(tmp_path / "disk")
+    assert not os.listdir(tmp_path / "disk")
 
 
 def adam_of(sizes: list[tuple[int, ...]], zeros: Callable[..., torch.Tensor]) -> tuple[Optimizer, list[nn.Parameter]]:

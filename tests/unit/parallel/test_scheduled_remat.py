@@ -221,6 +221,17 @@ def test_compiled_layers_run_by_a_schedule():
     assert found[3] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("remat", ["sqrt", "rotor", "pofo"])
+def test_a_run_says_once_what_its_schedule_keeps(remat, capsys):
+    family = FAMILIES["decoder"]
+    family = replace(family, spec=replace(family.spec, layers=family.spec.layers[:1] * 6))
+    engine = engine_of(family, seed=3, plan=ParallelPlan(remat=remat, remat_budget="70%"))
+    for step in range(2):
+        engine.step(family.batch(8, np.random.default_rng(step)))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"plan.remat {remat}: ")]
+    assert len(said) == 1 and "that saving everything takes" in said[0] and "of 6 layers repeated" in said[0]
+
+
 @pytest.mark.slow  # seconds of compiling
 def test_layers_compiled_before_are_measured():
     """A backward pass that was compiled to overwrite what was saved runs once a graph."""

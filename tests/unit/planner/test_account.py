@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -35,6 +36,14 @@ def test_published_utilisation():
     """6·N·D over hours and the A100's peak, computed by hand from the same tables."""
     for name, percent in {"llama2-7b": 40.6, "llama2-13b": 37.7, "llama2-70b": 43.5}.items():
         assert 100 * _of(name)[1].utilisation == pytest.approx(percent, abs=0.1)
+
+
+def test_the_assumed_utilisation_lies_in_the_range_that_its_source_states():
+    """Which is that of the published runs."""
+    seen = [100 * _of(name)[1].utilisation for name in published_runs()]
+    assumed = constants()["utilisation"]
+    low, high = map(int, re.findall(r"(\d+) to (\d+)%", assumed.source)[0])
+    assert (low, high) == (round(min(seen)), round(max(seen))) and low < 100 * assumed.value < high
 
 
 def test_both_readings_of_a_point():

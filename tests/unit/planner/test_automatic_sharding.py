@@ -16,6 +16,7 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.feedforward.plain import GELU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.moe.layer import MixtureOfExperts
+from luban.nn.norm import RMSNorm
 from luban.planner.cluster import Cluster, Link
 from luban.planner.machine import machine_table
 from luban.planner.memory import StepSettings
@@ -45,9 +46,11 @@ def graph_of(kind: str, layers: int = 1, width: int = 2048, seq: int = 512):
     inner = {
         "gelu": GELU(width=4 * width),
         "swiglu": SwiGLU(width=3 * width),
+        "head norms": SwiGLU(width=3 * width),
         "experts": MixtureOfExperts(width=2 * width, experts=8),
     }[kind]
-    spec = uniform(vocab_size=512, width=width, layers=layers, context=seq, mixer=Grouped(heads=16), feedforward=inner)
+    mixer = Grouped(heads=16, kv_heads=4, qk_norm=RMSNorm()) if kind == "head norms" else Grouped(heads=16)
+    spec = uniform(vocab_size=512, width=width, layers=layers, context=seq, mixer=mixer, feedforward=inner)
     return describe(spec, batch=1, seq=seq, dtype="bfloat16")
 
 
@@ -176,7 +179,7 @@ def test_resharding_is_free_where_nothing_is_sent_forward_or_back():
     assert m.reshard(value, rows, tokens) == pytest.approx(2 * m.seconds("all-to-all", value.bytes / 4, 1))
 
 
-@pytest.mark.parametrize("kind", ["gelu", "swiglu", "experts"])
+@pytest.mark.parametrize("kind", ["gelu", "swiglu", "head norms", "experts"])
 def test_a_few_annotations_complete_a_layer(kind):
     """Weights and rows are said; what Megatron does everywhere else is found: two all-reduces a layer, or an all-to-all there and
     back for experts."""
@@ -192,7 +195,24 @@ def test_a_few_annotations_complete_a_layer(kind):
     reduced = [each for each in sent if each.collective == "all-reduce"]
     assert all(each.axis == 1 for each in reduced)
     assert len(reduced) == (1 if kind == "experts" else 2)
+    assert {each.collective for each in sent if each.axis == 1} == {"all-reduce"}
     assert [each.collective for each in sent if each.axis == 0] == ["all-to-all"] * (2 if kind == "experts" else 0)
+
+
+def test_heads_that_are_normed_are_divided_by_whole_heads_as_without_norms():
+    """Norms of queries and keys change nothing of what a search finds: weights that must be divided are by columns, then by rows."""
+    chosen = {}
+    for kind in ("swiglu", "head norms"):
+        program = layer_program(kind, 1)
+        assert all("n" not in node.labels for node in program.nodes)
+        problem = problem_of(program, mesh(1, 8), TABLE, 4)
+        least = sum(min(s.weight_bytes for s in options) for options in problem.options)
+        found = zip(program.nodes, solve(problem, 1.001 * least).chosen, strict=True)
+        chosen[kind] = {node.name: s.assignment for node, s in found if node.flops or node.name.endswith("q_norm")}
+    assert chosen["head norms"].pop("decoder.blocks.0.mixer.q_norm") == {"h": (1,)}
+    assert chosen["head norms"] == chosen["swiglu"]
+    by_heads = {node.name: node.units for node in layer_program("head norms", 8).nodes if node.units}
+    assert by_heads["decoder.blocks.0.mixer.qkv.q"] == {"o": 16}
 
 
 def test_propagation_goes_backwards_and_keeps_what_is_said():

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from luban.core.errors import ConfigError, UnsupportedError
+from luban.core.errors import ConfigError, DataError, UnsupportedError
 from luban.core.plan import ParallelPlan
 from luban.models.describe import describe
 from luban.models.presets import _gpt
@@ -16,6 +16,7 @@ from luban.models.spec import uniform
 from luban.netsim.topology.clos import LeafSpine
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
+from luban.planner.accelerators import accelerator
 from luban.planner.cluster import Cluster, Link, read_cluster
 from luban.planner.distribution import Distribution
 from luban.planner.machine import MachineTable, interpolated, machine_table
@@ -272,11 +273,22 @@ def test_error_bars_are_learnt_and_cover():
 
 
 def test_runs_without_figures_are_refused(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"figures": {"step_seconds": 1.0}}))
-    with pytest.raises(Exception, match="no predicted and measured"):
-        learnt([tmp_path], 0.2)
-    (tmp_path / "manifest.json").write_text(json.dumps({"figures": {"step_seconds": 3.0, "predicted_step_seconds": 2}}))
-    assert learnt([tmp_path, tmp_path], 0.2).factor == pytest.approx(1.5)
+    gpu, figures = accelerator("a100-80gb"), {"step_seconds": 3.0, "accelerator": "NVIDIA A100-SXM4-80GB"}
+
+    def write(**more):
+        (tmp_path / "manifest.json").write_text(json.dumps({"figures": figures | more}))
+
+    with pytest.raises(DataError, match="is no run: --runs takes"):
+        learnt([tmp_path / "nothing"], 0.2, gpu)
+    write()
+    with pytest.raises(DataError, match="no predicted and measured"):
+        learnt([tmp_path], 0.2, gpu)
+    write(predicted_step_seconds=2)
+    assert learnt([tmp_path, tmp_path], 0.2, gpu).factor == pytest.approx(1.5)
+    for other in ("cpu, 2 threads", "NVIDIA H100 80GB HBM3"):
+        write(predicted_step_seconds=2, accelerator=other)
+        with pytest.raises(DataError, match=f"ran on {other}, which says nothing of NVIDIA A100"):
+            learnt([tmp_path], 0.2, gpu)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from luban.core.errors import ConfigError
+from luban.core.units import bytes_
 from luban.planner.remat.chain import Chain, Operation, save_everything, simulate
 from luban.planner.remat.rotor import rotor
+from luban.planner.remat.schedules import schedule_of, summary
 from luban.planner.remat.sqrt_segments import sqrt_segments
 
 
@@ -103,8 +105,30 @@ def test_values_of_a_homogeneous_chain(budget, seconds):
 def test_too_small_a_budget_names_the_least():
     with pytest.raises(ConfigError, match="budget of 4 is too small for this chain: at least 5 is needed"):
         rotor(**_homogeneous(8), budget=4)
-    with pytest.raises(ConfigError, match="at least 5"):
-        rotor(**_homogeneous(8), budget=float("nan"))
+
+
+def test_arrays_are_numbers_too_and_whole_ones_stay_exact():
+    chain = _homogeneous(8)
+    for dtype in (np.int64, np.float64):
+        assert rotor(**{name: np.array(values, dtype) for name, values in chain.items()}, budget=7).makespan == 33
+    assert rotor(**chain, budget=np.float32(7)).makespan == 33
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"budget": float("nan")}, "a budget is a number"),
+        ({"budget": "10"}, "a budget is a number"),
+        ({"forward": ["a"] * 8}, "forward is a sequence of numbers"),
+        ({"saved_size": 4}, "saved_size is a sequence of numbers"),
+        ({"backward": [None] * 8}, "backward is a sequence of numbers"),
+        ({"input_size": "x"}, "input_size"),
+        ({"output_size": np.ones((8, 2))}, "output_size is a sequence of numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(changed, said):
+    with pytest.raises(ConfigError, match=said):
+        rotor(**{**_homogeneous(8), "budget": 10, **changed})
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -220,3 +244,17 @@ def test_bad_chains_are_refused(change, message):
         rotor(**{**_homogeneous(8), **change}, budget=10)
     with pytest.raises(ConfigError, match="1 to 8 segments"):
         sqrt_segments(Chain(**_homogeneous(8)), 9)
+
+
+def test_a_summary_counts_what_is_repeated():
+    chain = Chain(forward=[1] * 8, backward=[2] * 8, output_size=[1e6] * 8, saved_size=[2e6] * 8)
+    everything = save_everything(chain)
+    whole = bytes_(everything.peak)
+    kept = summary(chain, everything.operations, everything.peak)
+    assert kept == f"{whole} of the {whole} that saving everything takes, 0 forward passes of 8 layers repeated"
+    found = schedule_of("rotor", chain, "7MB")
+    again = round((found.makespan - everything.makespan) / 1)  # a forward pass takes one second
+    assert again > 1
+    assert f"{bytes_(found.peak)} of the {whole}" in summary(chain, found.operations, found.peak)
+    text = summary(chain, found.operations, found.peak, 1)
+    assert text.endswith(f"{again} forward passes of 8 layers repeated, 1 tensor sent to the host and back")

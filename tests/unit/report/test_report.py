@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from luban.cli.main import main
 from luban.core.artifact import ArtifactWriter, as_parent, read_manifest
 from luban.core.errors import DataError
 from luban.core.log import Metrics
@@ -161,3 +162,25 @@ def test_parents_stand_left_of_their_children(tmp_path):
     column = {node: i for i, nodes in enumerate(columns) for node in nodes}
     assert len(family.names) == 4 and all(column[a] < column[b] for a, b in family.edges)
     assert [family.names[c[0]][1] for c in columns] == ["corpus", "tokenizer", "run", "evaluation"]
+
+
+def test_an_evaluation_of_whole_texts_alone_has_a_page(tmp_path):
+    with ArtifactWriter(tmp_path / "rolled", kind="evaluation") as art:
+        art.note(bits_per_byte=2.25, byte_perplexity=4.757)
+    write_report([tmp_path / "rolled"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "2.250" in page and "xz -9e" not in page and "held-out bits per byte" not in page
+
+
+def test_a_folder_that_is_not_there_or_holds_nothing_is_named(tmp_path, capsys):
+    build(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for wrong, said in (("nosuch", "does not exist"), ("empty", "holds no artifact"), ("tok/x", "is not a folder")):
+        assert (
+            main(["report", str(tmp_path / "eval"), str(tmp_path / wrong), "--out", str(tmp_path / "page.html")]) == 1
+        )
+        printed = capsys.readouterr().err
+        assert wrong in printed and said in printed and printed.count("\n") == 1
+        assert not (tmp_path / "page.html").exists()
+    assert main(["report", "--out", str(tmp_path / "page.html")]) == 2
+    assert "one folder" in capsys.readouterr().err

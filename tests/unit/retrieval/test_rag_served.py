@@ -110,6 +110,6 @@ def test_the_command_refuses_what_it_could_not_keep(served, tmp_path, capsys):
     )
     for flag in ("--passages=3", "--rerank=DIR"):  # without an index they mean nothing
         assert main(["serve", str(folder / "rag" / "generator"), flag]) == 2
-        assert "of an index: name one by --index" in capsys.readouterr().err
+        assert "does nothing without --index" in capsys.readouterr().err
     assert main(["serve", str(folder / "rag"), "--index", str(tmp_path / "words")]) in (1, 2)
     assert "has no vectors: build the index with that encoder" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,8 @@ from drawn import drawn
 from torch.profiler import ProfilerActivity, profile
 
 from luban.core.config import Partial, merge
+from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
 from luban.models.config import ModelConfig
 from luban.train import trace_memory as traces
@@ -137,3 +141,17 @@ def test_rows_are_laid_out_once_for_prediction_and_training(tiny, monkeypatch):
     _, shards, start, device, _ = prepare(recipe)
     assemble(recipe, shards, start, device)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("layers", [1, random.randint(4, 9)])
+def test_the_least_budget_that_a_refusal_names_is_enough(tiny, layers):
+    """As a size and as a share: the run is predicted, and its first step finds a schedule for what the layers really save."""
+    recipe = tiny(**merge(WIDE, {"model": {"layers": layers}, "plan": {"remat": "rotor", "remat_budget": "1B"}}))
+    with pytest.raises(ConfigError, match=r"plan\.remat_budget 1B is too small") as refused:
+        prepare(recipe)
+    named = re.search(r"use (\S+), or (\S+%)", str(refused.value))
+    assert named is not None
+    for enough in named.groups():
+        _, shards, start, device, _ = prepare(replace(recipe, plan=ParallelPlan(remat="rotor", remat_budget=enough)))
+        parts = assemble(replace(recipe, plan=ParallelPlan(remat="rotor", remat_budget=enough)), shards, start, device)
+        assert parts.engine.step(next(parts.loader.iterate())).loss > 0

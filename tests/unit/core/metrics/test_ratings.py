@@ -81,6 +81,33 @@ def test_players_that_never_met_cannot_be_compared_and_an_unbeaten_one_has_a_fin
     assert found[0].player == "a" and math.isfinite(found[0].rating) and found[0].rating > 1400
 
 
+def test_players_of_few_games_against_one_baseline_are_rated():
+    """A published file of pairs: each of many models met the baseline once or twice, and few resamples of all games hold all of them."""
+    rng = random.Random()
+    games = [Game("base", f"m{i}", float(rng.random() < 0.5)) for i in range(40) for _ in range(2)]
+    games += [Game("base", "often", s) for s in (1, 0, 1, 1, 0, 1)]
+    found = {each.player: each for each in rate(games, resamples=200)}
+    assert found["base"].rating - found["often"].rating == pytest.approx(400 * math.log10(2), abs=0.1)
+    for name, each in found.items():
+        scores = [1 - g.score for g in games if g.second == name] or [0.5]
+        assert (each.interval is None) == (len(set(scores)) == 1 and scores[0] != 0.5), name
+        assert each.games == sum(name in (g.first, g.second) for g in games)
+    low, high = found["often"].interval
+    assert low < found["often"].rating < high
+
+
+def test_a_player_that_won_everything_moves_no_other_rating():
+    rng = random.Random()
+    games = play(rng, 400, {"a": 1100, "b": 1000, "c": 900})
+    alone = {each.player: each for each in rate(games, resamples=50)}
+    found = {each.player: each for each in rate([*games, *[Game("best", "a", 1)] * 3], resamples=50)}
+    assert found["best"].interval is None and found["best"].rating > max(each.rating for each in alone.values())
+    for name in "abc":
+        assert found[name].rating == pytest.approx(alone[name].rating, abs=0.1)
+        assert found[name].interval is not None
+    assert np.mean([found[name].rating for name in "abc"]) == pytest.approx(1000)
+
+
 def test_intervals_of_win_rates_cover_the_truth():
     rng = np.random.default_rng(1)
     hits = 0

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from luban.core.metrics.bootstrap import interval, ratio_interval, sign_flip_p_value
+from luban.core.metrics.bootstrap import interval, ratio_interval, resamples, sign_flip_p_value
 from luban.core.metrics.numbers import last_number
 from luban.core.metrics.pass_at_k import pass_at_k
 from luban.core.metrics.rouge import RougePool, longest_common_subsequence, rouge_l, rouge_n, rouge_words
@@ -136,3 +136,29 @@ def test_bleu_and_chrf_are_sacrebleus_with_an_interval_around_them():
     assert "version" in signature
     assert corpus_score("chrf", ["你好"], [["你好"]])[0] == pytest.approx(100)
     assert sentence_score("bleu", "a b c d", ["a b c d"]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_bleus_interval_is_the_quantiles_of_resampled_corpora(name):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    from luban.core.metrics.translation import RESAMPLES, corpus_score
+
+    rng = random.Random()
+    answers = [" ".join(sentence(rng, 0, 9)) for _ in range(7)]  # short, some of them empty: scores down to 0
+    references = [[a if rng.random() < 0.5 else " ".join(sentence(rng, 4, 9))] for a in answers]
+    _, found, _ = corpus_score(name, answers, references)
+    assert 0 <= found[0] <= found[1] <= 100 + 1e-9
+    whole = getattr(sacrebleu, f"corpus_{name}")
+    scores = []
+    for places in itertools.chain.from_iterable(resamples(len(answers), RESAMPLES)):
+        scores.append(whole([answers[i] for i in places], [[references[i][0] for i in places]]).score)
+    assert found == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])), abs=1e-6)
+
+
+def test_answers_that_share_nothing_with_their_references_have_an_interval():
+    pytest.importorskip("sacrebleu")
+    from luban.core.metrics.translation import corpus_score
+
+    for answers in (["Paris", "Paris"], ["", ""], ["x"]):
+        value, interval_, _ = corpus_score("bleu", answers, [["Rome Oslo Paris Bern"]] * len(answers))
+        assert value == 0 and interval_ == (0, 0)
