@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=sorted(OptimizerConfig.registry))
+    names = sorted(OptimizerConfig.registry)
+    parser.add_argument("--only", nargs="+", default=names, choices=names)
     for field in ("width", "layers", "tokens", "batch"):
         parser.add_argument(f"--{field}", type=int)
     parser.add_argument("--out", type=Path, help="rows as JSON")
@@ -97,10 +98,10 @@ def main() -> None:
     print("| optimizer | learning rate | ms a step | steps | bits a byte |\n|-|-|-|-|-|")
     for row in found:
         bits = row["bits"]
-        error = statistics.stdev(bits) / len(bits) ** 0.5 if len(bits) > 1 else float("nan")
+        error = f" ± {statistics.stdev(bits) / len(bits) ** 0.5:.3f}" if len(bits) > 1 else ""
         print(
             f"| {row['optimizer']} | {row['lr']:.2g} | {row['step_ms']:.1f} | {row['steps']:,} "
-            f"| {statistics.mean(bits):.3f} ± {error:.3f} |"
+            f"| {statistics.mean(bits):.3f}{error} |"
         )
     if given.out:
         given.out.write_text(json.dumps({"device": given.device, "torch": torch.__version__, "rows": found}, indent=1))

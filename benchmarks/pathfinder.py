@@ -40,6 +40,7 @@ from luban.objectives.labelled import Labelled
 from luban.optim.adamw import AdamW
 
 LEVELS, LABELS = 16, ("apart", "joined")
+HELD_ROWS = 50  # held-out images of a batch
 DISTRACTORS, DASHES = 3, 6  # short curves an image; dashes of a long one
 
 
@@ -174,16 +175,20 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--only", nargs="*", help="layouts")
+    parser.add_argument("--only", nargs="+", choices=list(layouts(32)), help="layouts")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw images")
     parser.add_argument("--out", type=Path)
     given, found = parser.parse_args(), list[dict[str, Any]]()
+    if given.heldout < HELD_ROWS or given.images < given.batch:
+        parser.error(f"--heldout must be at least {HELD_ROWS} and --images at least --batch")
     for side in given.side:
         began = time.perf_counter()
         count = min(given.images // given.batch, given.steps)
         with ProcessPoolExecutor(given.workers) as pool:
             images = list(pool.map(partial(batch_of, side=side, rows=given.batch), range(count), chunksize=8))
-            held = list(pool.map(partial(batch_of, side=side, rows=50), range(10**6, 10**6 + given.heldout // 50)))
+            held = list(
+                pool.map(partial(batch_of, side=side, rows=HELD_ROWS), range(10**6, 10**6 + given.heldout // HELD_ROWS))
+            )
         print(f"{count * given.batch:,} images of {side}² in {time.perf_counter() - began:.0f} s", flush=True)
         for name in given.only or layouts(side):
             found.append(run(given, side, name, images, held))

@@ -18,7 +18,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="*", default=RATES)
-    parser.add_argument("--only", nargs="*", help="names of rows")
+    parser.add_argument("--only", nargs="+", choices=list(variants(DEEP)), help="rows")
     for name in ("width", "layers", "tokens", "batch"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--out", type=Path, help="all runs as JSON")
@@ -146,7 +146,11 @@ def main() -> None:
     size = sized(DEEP if given.device == "cpu" else GPU, **changes)
     texts, every = read_text(given.data), variants(size)
     names = given.only or list(every)
-    found = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    settings = {"device": given.device, "steps": given.steps, "bytes": sum(map(len, texts)), **asdict(size)}
+    kept = json.loads(given.out.read_text()) if given.out and given.out.exists() else {"settings": settings, "runs": {}}
+    if kept.get("settings") != settings:
+        parser.error(f"{given.out} has runs of {kept.get('settings')}, and {settings} is asked for: give another --out")
+    found = kept["runs"]
     for seed in range(given.seeds):
         for name in names:
             for lr in given.rates:
@@ -155,7 +159,7 @@ def main() -> None:
                     found[key] = run(every[name], size, texts, lr, given.steps, seed, given.device)
                     print(key, found[key], flush=True)
                 if given.out:
-                    given.out.write_text(json.dumps(found, indent=1))
+                    given.out.write_text(json.dumps(kept, indent=1))
     print(f"a run is broken above {entropy(texts[1]):.2f} bits a byte; cells: bits a byte, spikes over all seeds")
     print(table(found, names, given.rates, given.seeds, entropy(texts[1])))
 

@@ -1,0 +1,70 @@
+"""Benchmarks that keep rows or take names: wrong names and rows of other settings are refused before anything is trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """`benchmark(name, *words)` loads a script and runs it with these words."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def run(name, *words, **replaced):
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        for attribute, value in replaced.items():
+            monkeypatch.setattr(module, attribute, value)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        module.main()
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("To be, or not to be, that is the question. " * 200)
+    return path
+
+
+@pytest.mark.parametrize("name", ["optimizers", "stability", "pathfinder"])
+def test_a_row_that_is_not_there_is_refused_with_those_that_are(benchmark, text, capsys, name):
+    data = [] if name == "pathfinder" else ["--data", text]
+    with pytest.raises(SystemExit) as stop:
+        benchmark(name, *data, "--only", "nothing")
+    assert stop.value.code == 2 and "invalid choice: 'nothing' (choose from" in capsys.readouterr().err
+
+
+def test_too_few_images_are_refused_before_they_are_drawn(benchmark, capsys):
+    for words in (["--heldout", "4"], ["--images", "8", "--batch", "9"]):
+        with pytest.raises(SystemExit):
+            benchmark("pathfinder", *words)
+        assert "--heldout must be at least 50 and --images at least --batch" in capsys.readouterr().err
+
+
+def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark, text, tmp_path, capsys):
+    out, trained = tmp_path / "runs.json", []
+
+    def run(*_):
+        trained.append(1)
+        return {"bits": 2.0, "spikes": 0}
+
+    words = ["--data", text, "--only", "z-loss 1e-3", "--rates", "0.01", "--seeds", "1", "--out", out, "--steps"]
+    for steps, most in ((4, 1), (4, 1)):
+        benchmark("stability", *words, steps, run=run)
+        assert len(trained) == most
+    with pytest.raises(SystemExit):
+        benchmark("stability", *words, 5, run=run)
+    assert "'steps': 4" in (said := capsys.readouterr().err) and "'steps': 5" in said and len(trained) == 1
+    assert json.loads(out.read_text())["settings"]["steps"] == 4
