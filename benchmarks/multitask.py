@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept import require_settings
 
 import luban
 from luban.cli.main import main as luban_command
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     folder = given.out or Path(tempfile.mkdtemp(prefix="multitask-"))
+    require_settings(folder, labelled=given.labelled, width=given.width, data_bytes=given.data.stat().st_size)
     if not (folder / "heldout").exists():
         make_data(given.data, folder, given.labelled)
     shards = Shards.open(folder / "heldout")

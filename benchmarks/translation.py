@@ -21,6 +21,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kept import require_settings
+
 from luban.cli.main import main as luban_command
 from luban.core.metrics.translation import corpus_score
 
@@ -84,7 +86,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     out = given.out or Path(tempfile.mkdtemp(prefix="translation-"))
-    out.mkdir(parents=True, exist_ok=True)
+    wheels = sorted(path.name for path in given.wheels.glob("*.whl"))
+    require_settings(out, language=given.language, wheels=wheels)
     pairs = pairs_of(given.wheels, given.language)
     train, test = ([pair for pair in pairs if held_out(pair[0]) == held] for held in (False, True))
     print(f"{len(train):,} pairs to train on, {len(test):,} held out")

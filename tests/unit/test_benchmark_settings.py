@@ -68,3 +68,28 @@ def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark
         benchmark("stability", *words, 5, run=run)
     assert "'steps': 4" in (said := capsys.readouterr().err) and "'steps': 5" in said and len(trained) == 1
     assert json.loads(out.read_text())["settings"]["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "others"),
+    [
+        ("translation", ["--wheels", "{data}", "--language", "fr"], ["--language", "de"]),
+        ("multitask", ["--data", "{data}/text.csv", "--labelled", "10"], ["--labelled", "20"]),
+    ],
+)
+def test_data_made_with_other_settings_is_refused(benchmark, tmp_path, name, words, others):
+    made, out = [], tmp_path / "out"
+    (tmp_path / "text.csv").write_text("text,label,source\n")
+    words = [word.format(data=tmp_path) for word in words] + ["--out", out]
+
+    def stop(*_):
+        made.append(1)
+        raise InterruptedError
+
+    step = {"pairs_of": stop} if name == "translation" else {"make_data": stop}
+    for _ in range(2):  # the same settings go on
+        with pytest.raises(InterruptedError):
+            benchmark(name, *words, **step)
+    with pytest.raises(SystemExit, match=rf"{others[0].removeprefix('--')} .* \(now {others[1]}\): give another --out"):
+        benchmark(name, *words, *others, **step)
+    assert len(made) == 2
