@@ -15,12 +15,14 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from luban.core.errors import LubanError
 from luban.evals.chomsky.models import MODELS
 from luban.evals.chomsky.protocol import Protocol, accuracies, read_protocol, save, train
 from luban.evals.chomsky.state import refuse_other
@@ -83,4 +85,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except LubanError as error:
+        sys.exit(f"chomsky.py: {error}")
