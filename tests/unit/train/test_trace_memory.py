@@ -143,9 +143,10 @@ def test_rows_are_laid_out_once_for_prediction_and_training(tiny, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("layers", [1, random.randint(4, 9)])
-def test_the_least_budget_that_a_refusal_names_is_enough(tiny, layers):
+@pytest.mark.parametrize("deep", [False, True], ids=["one layer", "several"])
+def test_the_least_budget_that_a_refusal_names_is_enough(tiny, deep):
     """As a size and as a share: the run is predicted, and its first step finds a schedule for what the layers really save."""
+    layers = random.randint(4, 9) if deep else 1
     recipe = tiny(**merge(WIDE, {"model": {"layers": layers}, "plan": {"remat": "rotor", "remat_budget": "1B"}}))
     with pytest.raises(ConfigError, match=r"plan\.remat_budget 1B is too small") as refused:
         prepare(recipe)
