@@ -20,7 +20,7 @@ from luban.kernels.flash.tile import add_bias, fetch_tile, fold, matmul
 def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride, NEW_KEYS, NEW_VALUES, kv, new_row, origin, first, last, end,
           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D: tl.constexpr,
           DP: tl.constexpr, BN: tl.constexpr, SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,
-          MASKED: tl.constexpr, SCALED: tl.constexpr, NEW: tl.constexpr, FETCH: tl.constexpr,
+          MASKED: tl.constexpr, EIGHT_BITS: tl.constexpr, NEW: tl.constexpr, FETCH: tl.constexpr,
           UPCAST: tl.constexpr):  # fmt: skip
     """Fold key tiles [first, last) into the running maximum m, sum total and mix acc; `end` keys are there.
 
@@ -47,12 +47,12 @@ def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride
             at = slots[:, None] * kv_stride + dims[None, :]
             k = tl.load(KEYS + at, mask=there, other=0.0)  # what stands past the end may be NaN
             v = tl.load(VALUES + at, mask=there, other=0.0)
-            if SCALED:
+            if EIGHT_BITS:
                 k_scale = tl.load(SCALES + slots * scale_stride, mask=inside, other=0.0)
                 v_scale = tl.load(SCALES + slots * scale_stride + 1, mask=inside, other=0.0)
                 k, v = k.to(q.dtype), (v.to(tl.float32) * v_scale[:, None]).to(q.dtype)
         s = matmul(q, tl.trans(k), UPCAST)
-        if SCALED:
+        if EIGHT_BITS:
             s = s * k_scale[None, :]
         if BIAS > 0:
             s = add_bias(s * qk_scale, positions[:, None], cols[None, :], BIAS_TABLE, first_number, second_number, 0, 0,
@@ -72,13 +72,13 @@ def _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_stride, scale_stride
 def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, SCALES, OUT, LSE, ITEMS, TABLES, BIAS_TABLES, NUMBERS, q_token, q_head,
                  kv_slot, out_split, out_token, item_stride, table_stride, bias_stride, lse_split, qk_scale, zero, window,
                  G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                 SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, SCALED: tl.constexpr,
+                 SIZE: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr, EIGHT_BITS: tl.constexpr,
                  NEW: tl.constexpr, FETCH: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """One item (sequence, row of its first token, tokens, position of the first), one key head, one share of the keys.
 
     Grid (items, K, splits). SPLIT: OUT is float32 (splits, N, H, D), the mix of this share, and LSE (splits, N, H) its
     log-sum-exp in base 2; else OUT is (N, H, D). NEW: an item's fifth number is the position at which its chunk begins; keys
-    from there on are read from NEW_KEYS and NEW_VALUES, as `fetch_tile` takes them: (1, K, N, D). SCALED: those of the pool are in 8
+    from there on are read from NEW_KEYS and NEW_VALUES, as `fetch_tile` takes them: (1, K, N, D). EIGHT_BITS: those of the pool are in 8
     bits, times SCALES (slots, K, 2).
     """
     ITEM = ITEMS + tl.program_id(0) * item_stride
@@ -121,10 +121,10 @@ def paged_kernel(Q, KEYS, VALUES, NEW_KEYS, NEW_VALUES, SCALES, OUT, LSE, ITEMS,
     scale_slot = 2 * tl.num_programs(1)
     acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, first, whole, begin,
                           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
-                          SIZE, BIAS, WINDOW, False, SCALED, False, FETCH, UPCAST)  # fmt: skip
+                          SIZE, BIAS, WINDOW, False, EIGHT_BITS, False, FETCH, UPCAST)  # fmt: skip
     acc, m, total = _walk(acc, m, total, q, KEYS, VALUES, SCALES, TABLE, kv_slot, scale_slot, NEW_KEYS, NEW_VALUES, kv, 0, 0, whole, last, begin,
                           positions, valid, BIAS_TABLE, first_number, second_number, qk_scale, zero, window, D, DP, BN,
-                          SIZE, BIAS, WINDOW, True, SCALED, False, FETCH, UPCAST)  # fmt: skip
+                          SIZE, BIAS, WINDOW, True, EIGHT_BITS, False, FETCH, UPCAST)  # fmt: skip
     if NEW:
         before = position - begin  # keys of the chunk before this item's
         first, last, whole = 0, tl.cdiv(end - begin, BN), before // BN

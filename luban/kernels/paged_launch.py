@@ -243,7 +243,7 @@ def paged_attention(
             BIAS=bias.kind,
             WINDOW=window is not None,
             SPLIT=split,
-            SCALED=scales is not None,
+            EIGHT_BITS=scales is not None,
             NEW=own is not None,
             FETCH=fetch,
             UPCAST=INTERPRETED,

@@ -14,8 +14,7 @@ from luban.generate.paged_cache import BLOCK_SIZE, PagedCache
 from luban.models.base import Model
 from luban.nn.attention.paged import PagedAttention, kernel_serves
 from luban.nn.attention.paged_invariant import InvariantPagedAttention
-from luban.nn.attention.paged_layer import FLOAT8
-from luban.nn.float8 import require_float8
+from luban.nn.float8 import E4M3, require_float8
 from luban.nn.invariant import use_invariant_matmuls
 from luban.nn.linear import lay_adjacent
 from luban.parallel.heads import HeadRange
@@ -76,7 +75,7 @@ class PoolSettings:
             return None
         if self.cache_dtype != "fp8":
             raise UnsupportedError(f"keys and values are kept in auto or fp8, '{self.cache_dtype}' given")
-        return FLOAT8
+        return E4M3
 
     def sequences(self) -> int:
         """That run together."""

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from luban.core.protocols import KeysValues
+from luban.nn.float8 import E4M3, by_rows
 from luban.nn.mixer.base import AttentionShape
-
-FLOAT8 = torch.float8_e4m3fn
-LARGEST_FLOAT8 = torch.finfo(FLOAT8).max
-SMALLEST_SCALE = 1e-12  # largest number of a token's head, where all are zero
 
 
 class PagedLayer:
@@ -36,7 +33,7 @@ class PagedLayer:
         self.keys = torch.empty(slots, shape.key_heads, shape.head_dim, device=device, dtype=kept or dtype)
         self.values = torch.empty_like(self.keys)
         # (slots, K, 2) of keys and of values
-        self.scales = None if kept != FLOAT8 else torch.ones(slots, shape.key_heads, 2, device=device)
+        self.scales = None if kept != E4M3 else torch.ones(slots, shape.key_heads, 2, device=device)
 
     def write(self, k_NKD: Tensor, v_NKD: Tensor, slots_N: Tensor) -> KeysValues:
         """Keep these in slots; returns them as they will be read."""
@@ -46,11 +43,10 @@ class PagedLayer:
             return k_NKD, v_NKD
         found = []
         for which, (pool, new_NKD) in enumerate(((self.keys, k_NKD), (self.values, v_NKD))):
-            scale_NK1 = new_NKD.float().abs().amax(-1, keepdim=True).clamp_min(SMALLEST_SCALE) / LARGEST_FLOAT8
-            rounded = (new_NKD.float() / scale_NK1).to(FLOAT8)
-            pool.view(torch.uint8).index_copy_(0, slots_N, rounded.view(torch.uint8))
-            self.scales[slots_N, :, which] = scale_NK1[..., 0]
-            found.append((rounded.float() * scale_NK1).to(new_NKD.dtype))
+            rounded, scale = by_rows(new_NKD.flatten(0, 1))  # (N·K, D), (N·K, 1)
+            pool.view(torch.uint8).index_copy_(0, slots_N, rounded.view(new_NKD.shape).view(torch.uint8))
+            self.scales[slots_N, :, which] = scale.view(new_NKD.shape[:2])
+            found.append((rounded.float() * scale).to(new_NKD.dtype).view(new_NKD.shape))
         return found[0], found[1]
 
     def read(self, slots: slice | Tensor) -> KeysValues:
@@ -62,7 +58,7 @@ class PagedLayer:
             return k, v
         scales_SK2 = self.scales[slots]
         k, v = (
-            (x.view(torch.uint8)[slots].view(FLOAT8).float() * scales_SK2[..., which, None]).to(self.dtype)
+            (x.view(torch.uint8)[slots].view(E4M3).float() * scales_SK2[..., which, None]).to(self.dtype)
             for which, x in enumerate(pools)
         )
         return k, v
@@ -70,4 +66,4 @@ class PagedLayer:
     def pools(self) -> list[Tensor]:
         """All that is kept of a slot, by slots; 8-bit numbers as bytes."""
         held = [self.keys, self.values] if self.scales is None else [self.keys, self.values, self.scales]
-        return [x.view(torch.uint8) if x.dtype == FLOAT8 else x for x in held]
+        return [x.view(torch.uint8) if x.dtype == E4M3 else x for x in held]

@@ -9,7 +9,7 @@ import torch
 
 from luban import Engine, Sampling, load_model
 from luban.core.errors import UnsupportedError
-from luban.nn.attention.paged_layer import FLOAT8
+from luban.nn.float8 import E4M3
 from luban.serve.backend import PagedBackend
 from luban.serve.memory import slot_bytes
 from luban.serve.paged import PagedBatch
@@ -38,7 +38,7 @@ def test_requests_get_what_they_get_alone(tiny_checkpoint, swap, invariant):
         max_batch=6,
         max_tokens=14,
         block_size=4,
-        cache_bytes=blocks * 4 * slot_bytes(model.module, PagedBackend(kept=FLOAT8)),
+        cache_bytes=blocks * 4 * slot_bytes(model.module, PagedBackend(kept=E4M3)),
         swap_bytes=swap,
         batch_invariant=invariant,
     )
@@ -57,7 +57,7 @@ def test_the_loss_is_small_and_the_memory_less(model):
     assert 0 < (whole - eight).abs().mean() < 0.2 and (whole - eight).mean().abs() < 0.1
     shapes = [layer.mixer.attention(model.spec.width) for layer in model.spec.layers]
     kept = sum(2 * shape.key_heads * (shape.head_dim + 4) for shape in shapes)
-    assert slot_bytes(model.module, PagedBackend(kept=FLOAT8)) == kept
+    assert slot_bytes(model.module, PagedBackend(kept=E4M3)) == kept
     assert Engine(model, cache_dtype="fp8", cache_bytes=2**20).budget.slot_bytes == kept
 
 
