@@ -37,6 +37,7 @@ from luban.objectives.causal import Causal
 from luban.optim.adamw import AdamW
 from luban.parallel.apply import Execution, apply
 from luban.parallel.world import World
+from luban.planner.accelerators import accelerators
 from luban.planner.cluster import Cluster
 from luban.planner.search.plans import best_plans, described
 from luban.train.planning import planned, settings_of
@@ -57,7 +58,7 @@ def found_plans(call: argparse.Namespace) -> list[Row]:
     model = {"vocab_size": shape["vocab"], "width": shape["width"], "layers": shape["layers"], "context": seq}
     train = {"batch_size": call.rows * call.gpus, "seq_len": seq, "precision": "bf16", "compile": True}
     recipe = from_dict(Recipe, {"model": {**model, "layer": layer}, "train": train})
-    row = {"NVIDIA H200": "h200-sxm"}.get(chip(), "h100-sxm")
+    row = next((name for name, known in accelerators().items() if chip() in known.names), "h100-sxm")
     cluster = Cluster(gpu=row, nodes=1, gpus_per_node=call.gpus, machine=str(call.machine or ""))
     problem = planned(recipe, cluster, cluster.table(Path()))
     known = [e for e in best_plans(problem.space, problem.workload, cluster, 10**6) if problem.refusal(e) is None]
