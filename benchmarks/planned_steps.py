@@ -101,6 +101,7 @@ def measured(settings: Row, call: argparse.Namespace) -> Row:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0  # what the last plan may have left
     step = step_of(settings, call, device)
     for _ in range(4):
         step()
@@ -108,7 +109,7 @@ def measured(settings: Row, call: argparse.Namespace) -> Row:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(timed(step, call.steps))
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    peak = (torch.cuda.max_memory_allocated() - before) / 1e9 if device.type == "cuda" else 0.0
     return {"ms": 1e3 * seconds, "gb": peak}
 
 
