@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 WORKERS = 8  # processes that read the installed packages, at the most
@@ -32,6 +32,7 @@ class Sizes:
     sft_seconds: int  # tuning, likewise
     training: str  # train.precision of both runs
     precision: str  # arithmetic of the evaluations
+    micro_batches: int = 1  # that a step of pretraining is cut into, to fit into memory; the result is the same
 
 
 # The demo may take 480 seconds on two CPU cores. The stages without a budget take 63 where both are idle, so that a machine
@@ -56,6 +57,16 @@ GPU = Sizes(
     training="bf16",
     precision="bfloat16",
 )
+
+
+# bytes that pretraining takes on a GPU: whatever the micro-batch, and of a whole batch; the rest is left to others
+FIXED, WHOLE_BATCH, USED = 1.5e9, 12.4e9, 0.95
+
+
+def on_gpu(free: float) -> Sizes:
+    """The demo on a GPU with so many bytes free."""
+    fits = (n for n in (1, 2, 4, 8, 16) if FIXED + WHOLE_BATCH / n <= USED * free)
+    return replace(GPU, micro_batches=next(fits, 16))
 
 
 def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
@@ -118,7 +129,7 @@ def life(out: Path, sizes: Sizes, seed: int) -> list[Stage]:
             "pretrain",
             "a decoder learns the text",
             "pretrain {pretrain} --data.path {out}/shards --train.seed {seed} --train.precision {training} "
-            "--train.budget_seconds {pretrain_seconds}",
+            "--train.budget_seconds {pretrain_seconds} --train.accumulate {micro_batches}",
         ),
         stage(
             "eval-pretrain",

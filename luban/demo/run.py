@@ -18,7 +18,7 @@ from luban.core.artifact import MANIFEST, read_manifest, write_json
 from luban.core.errors import ArtifactError, LubanError
 from luban.core.log import say
 from luban.core.units import bytes_, seconds
-from luban.demo.life import CPU, GPU, Sizes, Stage, life
+from luban.demo.life import CPU, Sizes, Stage, life, on_gpu
 
 QUESTIONS = ("What does os.path.join do?", "Which module has OrderedDict?", "What does json.dumps do?")
 
@@ -66,9 +66,10 @@ def _sizes() -> Sizes:
     import torch
 
     from luban.parallel.device import multiplies_bf16
+    from luban.parallel.memory_limits import free_memory
 
     if torch.cuda.is_available():
-        return GPU
+        return on_gpu(free_memory(torch.device("cuda")))
     fast = multiplies_bf16(torch.device("cpu"))
     return CPU if fast else replace(CPU, training="fp32", precision="float32")
 
