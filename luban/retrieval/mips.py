@@ -16,7 +16,7 @@ FEW, GROUP = 2, 1 << 10  # queries that a CPU multiplies by batches of so many v
 def exact_search(
     vectors: Tensor, queries: Tensor, k: int, *, scales: Tensor | None = None, present: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(Q, k) scores and places of the k largest inner products, largest first, equal ones in the order of places.
+    """(Q, k) scores and places of the k largest inner products on the host, largest first, equal ones in the order of places.
 
     Args:
         vectors: (N, E) in any floating precision, or int8 with `scales`; on the queries' device.
@@ -27,8 +27,7 @@ def exact_search(
     k is cut to the number of vectors; places of those passed over come last, with a score of -inf.
     """
     k = min(k, len(vectors))
-    best = queries.new_empty((len(queries), 0))
-    places = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    best, places = queries.new_empty((len(queries), 0)), queries.new_empty((len(queries), 0), dtype=torch.int64)
     size = BLOCK
     if queries.device.type != "cpu":
         size = max(BLOCK, LARGEST // max(len(queries), 1 if scales is None else vectors.shape[1], 1))
@@ -42,9 +41,12 @@ def exact_search(
         if present is not None:
             scores.masked_fill_(~present[block], -torch.inf)
         top, inside = scores.topk(min(k, scores.shape[1]), dim=1)
+        if not first:  # mostly the only block on a GPU, where each launch takes as long as some megabytes
+            best, places = top, inside
+            continue
         best, chosen = torch.cat([best, top], 1).topk(min(k, best.shape[1] + top.shape[1]), dim=1)
         places = torch.cat([places, inside + first], 1).gather(1, chosen)
-    return _ordered(best, places)
+    return _ordered(best.cpu(), places.cpu())
 
 
 def _products(rows: Tensor, queries: Tensor) -> Tensor:
