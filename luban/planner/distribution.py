@@ -88,15 +88,18 @@ class Distribution:
         every = [self.spread.traffic(process) for process in range(self.spread.plan.pipeline)]
         return max(every, key=lambda rows: sum(row.bytes for row in rows))
 
-    def lines(self, *, picture: bool = False) -> list[str]:
-        """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
+    def processes(self) -> str:
+        """How many there are, and along which axes, in words."""
         plan = self.spread.plan
         sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
-        axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
-        axes += f", experts divided among {plan.expert}" * (plan.expert > 1)
-        rows = [
-            f"plan    {plan.processes} processes: {axes or 'one'}{f' (ZeRO {plan.zero})' if plan.shard > 1 else ''}"
-        ]
+        axes = " × ".join(
+            f"{axis} {size}{f' (ZeRO {plan.zero})' * (axis == 'shard')}" for axis, size in sizes.items() if size > 1
+        )
+        return f"{plan.processes} processes: {axes}" + f", experts divided among {plan.expert}" * (plan.expert > 1)
+
+    def lines(self, *, picture: bool = False) -> list[str]:
+        """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
+        plan, rows = self.spread.plan, [f"plan    {self.processes()}"]
         traffic = self.traffic()
         if traffic:
             rows.append(f"sends   {bytes_(sum(row.bytes for row in traffic))} a step by the process that sends most:")

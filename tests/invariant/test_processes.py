@@ -145,6 +145,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         (("--plan.shard", "2"), r"needs 2 processes, and there are 1: start 2 \(--nproc 2\)"),
         (("--nproc", "4", "--plan.tensor", "4"), "4 divides the heads of attention, and there are 2: use at most .* 2"),
         (("--nproc", "3", "--plan.pipeline", "3"), "needs 3 layers, and there are 2: use at most --plan.pipeline 2"),
+        (("--nproc", "2", "--plan.zero", "2"), "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
         (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -221,7 +222,8 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, start, shards, recipe, tmp_path):
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, start, shards, recipe, tmp_path, hung):
     command = (
         "pretrain",
         recipe,
@@ -238,14 +240,16 @@ def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, st
     checkpoints = tmp_path / "run.incomplete" / "checkpoints"
     while process.poll() is None and not (checkpoints.exists() and list(checkpoints.glob("[!.]*"))):
         time.sleep(0.05)
-    first, second = children(process.pid)
+    both = children(process.pid)
+    other = both[1 - hung]
     began = time.monotonic()
-    os.kill(second, signal.SIGSTOP)
-    while Path(f"/proc/{first}").exists() and Path(f"/proc/{first}/stat").read_text().split()[2] != "Z":
+    os.kill(both[hung], signal.SIGSTOP)
+    while Path(f"/proc/{other}").exists() and Path(f"/proc/{other}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() - began < 30
         time.sleep(0.1)
     _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and "process 1 of 2 has sent no heartbeat" in err, err
+    assert process.returncode != 0 and f"process {hung} of 2 has sent no heartbeat" in err, err
+    assert f"of 2 processes {hung} did not end by itself" in err, err
     done = json.loads((checkpoints.parent / "manifest.json").read_text())["figures"]["step"]
     code, err = luban(*command, "--train.steps", done + 2, "--validation.every", "0")
     assert code == 0 and f"resuming after step {done}" in err, err
