@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
 from luban.planner.memory import FP32, MemoryPrediction
+from luban.planner.pipeline.pipedream import staleness
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
 from luban.planner.pipeline.timeline import Timeline, timeline
@@ -64,7 +65,9 @@ class Distribution:
             gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages
-            stash, stages = peak_stash(plan, self.spread.pieces)[process], 1 / plan.stages
+            stash, stages = peak_stash(plan, self.spread.pieces)[process], max(self._stage_shares(process))
+            if plan.schedule == "pipedream":  # and has the weights that its micro-batch met
+                parameters += stash * count * graph.itemsize
         parts = plan.tensor * plan.context
         return replace(
             whole,
@@ -77,10 +80,19 @@ class Distribution:
             transient=int(whole.transient / parts),
         )
 
+    def _stage_shares(self, process: int) -> list[float]:
+        """The share of all layers that each stage of a process has."""
+        plan, layers = self.spread.plan, len(self.spread.graph.layers())
+        return [(end - begin) / layers for begin, end in plan.stage_runs(layers)[process :: plan.pipeline]]
+
     def step(self, whole: StepTime) -> StepTime:
-        """The time of a step whose work is divided evenly; messages aren't counted."""
-        plan = self.spread.plan
-        factor = (1 + self.bubble) / (plan.tensor * plan.context * plan.pipeline)
+        """The time of a step in which layers of a pipeline take equally long; messages aren't counted. The process with the most
+        layers works all the time but for the bubble, in which a micro-batch passes through the others."""
+        plan, factor = self.spread.plan, 1.0
+        if plan.pipeline > 1:
+            share = max(sum(self._stage_shares(process)) for process in range(plan.pipeline))
+            factor = share + self.bubble * (1 - share) / (plan.pipeline - 1)
+        factor /= plan.tensor * plan.context
         return replace(whole, **{name: factor * value for name, value in vars(whole).items()})
 
     def traffic(self) -> list[Traffic]:
@@ -110,6 +122,10 @@ class Distribution:
                 f"bubble  {self.bubble:.1%} of the working time: {plan.schedule}, {self.spread.pieces} micro-batches in "
                 f"{plan.stages} stages; micro-batches kept at once by each process: {stash}"
             )
+            if plan.schedule == "pipedream":
+                last = self.spread.pieces - 1
+                stale = ", ".join(str(staleness(plan.pipeline, p, last)) for p in range(plan.pipeline))
+                rows.append(f"stale   updates that a micro-batch's weights are behind, at most, in each process: {stale}")
         if picture:
             rows += self._picture()
         return rows

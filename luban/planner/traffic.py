@@ -113,7 +113,8 @@ class Spread:
         gradient = count * self.gradient_bytes
         sharded = plan.shard > 1
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
-        reductions = self.pieces if sharded and (plan.zero > 1 or plan.pipeline > 1) else 1
+        updates = plan.pipeline > 1 and plan.schedule == "pipedream"  # by every micro-batch
+        reductions = self.pieces if updates or (sharded and (plan.zero > 1 or plan.pipeline > 1)) else 1
         if sharded:
             again = (
                 self.in_layers(process) - experts - routers if plan.zero == 3 else 0
