@@ -207,7 +207,9 @@ class ParallelPlan:
             )
         if self.pipeline == 1 and (self.schedule != "1f1b" or self.stage_layers):
             what = f"schedule {self.schedule}" if self.schedule != "1f1b" else "stage_layers"
-            raise ConfigError(f"plan.{what} is for pipelines, and plan.pipeline is 1: use --plan.pipeline, or leave it out")
+            raise ConfigError(
+                f"plan.{what} is for pipelines, and plan.pipeline is 1: use --plan.pipeline, or leave it out"
+            )
         if self.schedule != "interleaved" and self.interleave != ParallelPlan.interleave:
             raise ConfigError(
                 f"plan.interleave {self.interleave} is for another schedule than {self.schedule}: use --plan.pipeline N "

@@ -36,7 +36,9 @@ def meet(
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     begun = time.monotonic()
     try:
-        store = dist.TCPStore(host, port, is_master=rank == 0 and not agent, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+        store = dist.TCPStore(
+            host, port, is_master=rank == 0 and not agent, timeout=timeout, wait_for_workers=False, multi_tenant=True
+        )
     except dist.DistError as error:
         problem = str(error).splitlines()[0]
         who = "this process can't begin to listen" if rank == 0 else "process 0 is not"

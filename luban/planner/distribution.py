@@ -125,7 +125,9 @@ class Distribution:
             if plan.schedule == "pipedream":
                 last = self.spread.pieces - 1
                 stale = ", ".join(str(staleness(plan.pipeline, p, last)) for p in range(plan.pipeline))
-                rows.append(f"stale   updates that a micro-batch's weights are behind, at most, in each process: {stale}")
+                rows.append(
+                    f"stale   updates that a micro-batch's weights are behind, at most, in each process: {stale}"
+                )
         if picture:
             rows += self._picture()
         return rows

@@ -126,9 +126,7 @@ def test_pipedream_keeps_versions_of_the_weights_and_sums_gradients_of_every_mic
     for process, versions in ((0, 2), (1, 1)):
         more = stale.process_memory(WHOLE, process).parameters - flushed.process_memory(WHOLE, process).parameters
         assert more == versions * 4 * stale.spread.parameters(process)
-    sums = [
-        next(row.bytes for row in each.spread.traffic(0) if row.axis == "replicate") for each in (stale, flushed)
-    ]
+    sums = [next(row.bytes for row in each.spread.traffic(0) if row.axis == "replicate") for each in (stale, flushed)]
     assert sums[0] == pieces * sums[1] == pieces * 2 * (stale.spread.parameters(0) * 4 // 2)
 
 
