@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,6 +38,16 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(
         sign in text for sign in ("gloo/transport", "Connection reset", "Connection closed", "Timed out waiting")
     )
+
+
+def described_loss(error: BaseException) -> str:
+    """What a lost connection says of the other process, for the person who reads it: without paths of a library's sources."""
+    text = (
+        re.sub(r"^\[[^]]*\.cc:\d+\] *", "", str(error).splitlines()[0]).partition(" This is typically")[0].rstrip(".")
+    )
+    if "Timed out" in text:
+        return f"has not answered for {TIMEOUT.total_seconds() / 60:.0f} minutes, and may hang: {text}"
+    return f"has ended: {text}"
 
 
 @dataclass(frozen=True)

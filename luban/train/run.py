@@ -39,7 +39,7 @@ from luban.parallel.engine import TrainEngine
 from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.plan_checks import check_plan, check_run
-from luban.parallel.world import World, is_lost_connection, process_count
+from luban.parallel.world import World, described_loss, is_lost_connection, process_count
 from luban.train.conflict import GradientConflict
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
@@ -111,7 +111,7 @@ def _train(
             Loop(art, parts, clock).run()
         except (RuntimeError, MemoryError) as error:
             if world.size > 1 and is_lost_connection(error):
-                raise TrainingError(f"another process of this run has ended: {str(error).splitlines()[0]}") from error
+                raise TrainingError(f"another process of this run {described_loss(error)}") from error
             if not is_out_of_memory(error):
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
