@@ -204,7 +204,7 @@ def apply(
         params.begins(),
         apart=apart,
         summed=plan.shard > 1 or isinstance(params, ReplicatedParams),
-        **shared_by_stages(params.parameters, world),
+        staged=shared_by_stages(params.parameters, world),
     )
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)

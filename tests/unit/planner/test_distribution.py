@@ -117,6 +117,12 @@ def test_uneven_stages_take_the_time_and_memory_of_the_longest():
     assert three.step(STEP).total == pytest.approx(STEP.total / pieces * ((pieces - 1) * 3 / 8 + 1))
 
 
+def test_only_the_ends_of_a_pipeline_sum_the_tied_table():
+    spread = distribution(4, pipeline=4, microbatches=4).spread
+    sent = [[row.bytes for row in spread.traffic(p) if row.what == "gradients of the tied table"] for p in range(4)]
+    assert sent == [[64 * 32 * 4], [], [], [64 * 32 * 4]]  # an all-reduce of two processes: 2 · (2 − 1)/2 of it
+
+
 def test_pipedream_keeps_versions_of_the_weights_and_sums_gradients_of_every_micro_batch():
     pieces = 4
     stale, flushed = (
