@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
-from luban.planner.memory import FP32, MemoryPrediction
+from luban.planner.memory import FP32, MemoryPrediction, gathered_elements
 from luban.planner.pipeline.pipedream import staleness
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
@@ -69,6 +69,9 @@ class Distribution:
             if plan.schedule == "pipedream":  # and has the weights that its micro-batch met
                 parameters += stash * count * graph.itemsize
         parts = plan.tensor * plan.context
+        activations = whole.activations / parts
+        if plan.remat == "none" and whole.activations:
+            activations += graph.itemsize * gathered_elements(graph) * (1 / plan.context - 1 / parts)
         return replace(
             whole,
             parameters=int(parameters),
@@ -76,7 +79,7 @@ class Distribution:
                 ((held - apart) / shards + apart) * whole.optimizer if shards > 1 else held * whole.optimizer
             ),
             gradients=int(gradients),
-            activations=int(whole.activations * stash * stages / parts),
+            activations=int(activations * stash * stages),
             transient=int(whole.transient / parts),
         )
 
