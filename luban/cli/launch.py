@@ -14,6 +14,7 @@ from luban.core.log import say
 
 GRACE = 10.0  # seconds that the others get to end by themselves after one has failed, and again after they were told to
 POLL = 0.1  # seconds
+BROUGHT_DOWN = 1  # exit code of a process that ends because another is lost
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -57,7 +58,8 @@ def _forward_to(started: Sequence[subprocess.Popen]):
 def _wait(started: Sequence[subprocess.Popen]) -> int:
     """Until all have ended. The exit code is that of the one that failed first."""
     failed: int | None = None
-    told = 0  # how often the others were told to end
+    left: list[int] = []  # those that did not end by themselves after it
+    told = 0  # how often they were told to end
     since = 0.0
     while any(process.poll() is None for process in started):
         codes = [process.poll() for process in started]
@@ -65,6 +67,7 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
         if failed is None and any(codes):
             failed, since = _first(codes), now
         elif failed is not None and now - since > GRACE:
+            left = left or [rank for rank, code in enumerate(codes) if code is None]
             for process in started:
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
@@ -75,14 +78,17 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
         return 0
     failed = _first(codes) if failed is None else failed
     code = codes[failed] if codes[failed] > 0 else 128 - codes[failed]
-    if told or len(set(codes)) > 1:
+    if left and code == BROUGHT_DOWN:
+        named = ", ".join(map(str, left))
+        say(f"luban: of {len(started)} processes {named} did not end by itself when the others had, and was killed")
+    elif told or len(set(codes)) > 1:
         say(f"luban: process {failed} of {len(started)} failed with exit code {code}, which ended the others")
     return code
 
 
 def _first(codes: Sequence[int | None]) -> int:
-    """Of the processes that have failed, one that wasn't brought down by another (they exit with 1)."""
-    return min((code == 1, rank) for rank, code in enumerate(codes) if code)[1]
+    """Of the processes that have failed, one that wasn't brought down by another."""
+    return min((code == BROUGHT_DOWN, rank) for rank, code in enumerate(codes) if code)[1]
 
 
 def _free_port() -> int:

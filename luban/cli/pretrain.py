@@ -12,8 +12,8 @@ ABOUT = """Train a model from a recipe. The same command resumes an unfinished r
 What doesn't define the result may change when a run is resumed: paths, logging, checkpoints kept, workers, device, kernels,
 --train.accumulate, --plan. The manifest notes it. --init MODEL takes the place of the recipe's [model].
 
---nproc N trains on N devices of this machine: N copies of the model, or divided as --plan.shard, .tensor, .context and .pipeline
-say. `torchrun --nproc-per-node N -m luban pretrain …` starts the same. docs/PARALLEL.md says which to choose; --dry-run tells
+--nproc N trains on N devices of this machine: N copies of the model, or divided as --plan.shard, .tensor, .context, .pipeline
+and .expert say. `torchrun --nproc-per-node N -m luban pretrain …` starts the same. docs/PARALLEL.md says which to choose; --dry-run tells
 memory, messages and waiting of a plan of any size, and with --picture draws its pipeline's schedule.
 
 --elastic.enabled true keeps the run going when workers die, hang, join or leave: an agent replaces lost ones while the others

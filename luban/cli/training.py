@@ -54,6 +54,7 @@ def train_from_recipe(
     call = parse_recipe(recipe, argv, verb=verb, about=about, examples=examples, shipped=RECIPES, adapt=model_of_init)
     if most_processes is not None and max(call.processes, process_count()) > most_processes:
         raise UsageError(f"luban {verb} runs in {most_processes} process: leave --nproc out")
+    call.recipe.plan.check_used()
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = pack(call.recipe, Path(folder))

@@ -198,6 +198,24 @@ class ParallelPlan:
             " ".join(f"--plan.{axis} {n}" for n, axis in zip(whole, named, strict=True)) for whole in found[:NEAREST]
         ]
 
+    def check_used(self) -> None:
+        """Raise ConfigError for a field that says how an axis of one process is divided: it would change nothing."""
+        if self.shard == 1 and self.zero != 3:
+            raise ConfigError(
+                f"plan.zero {self.zero} says what the processes of plan.shard divide, and plan.shard is 1: use "
+                f"--plan.shard N --plan.zero {self.zero}, or leave plan.zero out"
+            )
+        if self.pipeline == 1 and (self.schedule != "1f1b" or self.stage_layers):
+            what = f"schedule {self.schedule}" if self.schedule != "1f1b" else "stage_layers"
+            raise ConfigError(
+                f"plan.{what} is for pipelines, and plan.pipeline is 1: use --plan.pipeline, or leave it out"
+            )
+        if self.schedule != "interleaved" and self.interleave != ParallelPlan.interleave:
+            raise ConfigError(
+                f"plan.interleave {self.interleave} is for another schedule than {self.schedule}: use --plan.pipeline N "
+                "--plan.schedule interleaved, or leave it out"
+            )
+
     def check_batch(self, batch_size: int, accumulate: int) -> None:
         """Raise ConfigError unless every micro-batch gives each process the same number of rows."""
         pieces = accumulate * self.microbatches

@@ -19,7 +19,6 @@ from luban.nn.float8 import use_float8
 from luban.nn.init import FindRegion, initialise
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
-from luban.optim.adamw import AdamW
 from luban.optim.base import OptimizerConfig
 from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.channels import Channels
@@ -40,6 +39,7 @@ from luban.parallel.offload.pools import DiskPool, HostPool, Pool
 from luban.parallel.offload.tiles import use_tiles
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
+from luban.parallel.plan_checks import check_prompts, check_run, shared_refusal
 from luban.parallel.precision import COMPUTE, LossScale, MixedPrecisionParams
 from luban.parallel.remat import remat_policy
 from luban.parallel.remat.scheduled import schedule_stacks
@@ -99,11 +99,18 @@ def apply(
     model: Model = loss.model
     experts = {name: layer.count for name, layer in routers_of(model).items()}
     execution = execution or Execution(device=torch.device("cpu"))
-    if plan.offload != "none" and not (isinstance(optimizer, AdamW) and optimizer.moments == "fp32"):
-        raise ConfigError(
-            "plan.offload updates by Adam with fp32 moments on the host: use --optim.type adamw --optim.moments fp32"
-        )
-    _require_spreadable(plan, execution, adapted=adapt is not None, packed=pack is not None)
+    if plan.processes != execution.world.size:
+        raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
+    check_run(
+        plan,
+        optimizer,
+        precision=execution.precision,
+        masters=execution.masters,
+        compiles=execution.compile,
+        clip=execution.clip,
+        adapted=adapt is not None,
+        packed=pack is not None,
+    )
     check_mixers(model.spec, plan)
     world, losses = execution.world, (loss, evaluation or loss)
     blocks, own = blocks_of(model), frozenset(state_of(model))
@@ -111,7 +118,7 @@ def apply(
     fixed: frozenset[str] = frozenset()
     if adapt is not None:
         adapt(model)
-        _require_spreadable_prompts(model, plan)
+        check_prompts(model, plan)
         fixed = own - {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     # Precision next, since it decides how owners multiply; 8 bits serve the layers alone.
     if execution.precision == "fp8":
@@ -134,11 +141,6 @@ def apply(
         block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
-        if plan.remat_layer != "none" and not execution.compile:
-            raise ConfigError(
-                f"plan.remat_layer {plan.remat_layer} needs compiled layers, whose graphs say what they keep: "
-                "use --train.compile true"
-            )
         if any(block.reversible for block in blocks):
             raise ConfigError(
                 f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
@@ -203,7 +205,7 @@ def apply(
         params.begins(),
         apart=apart,
         summed=plan.shard > 1 or isinstance(params, ReplicatedParams),
-        **shared_by_stages(params.parameters, world),
+        staged=shared_by_stages(params.parameters, world),
     )
     step, heldout = functions
     runner: Runner = OneAfterTheOther(step, heldout, params)
@@ -309,59 +311,8 @@ def _pipeline(
     if plan.schedule != "pipedream":
         return Pipelined(*parts)  # type: ignore[arg-type]
     if sums.staged:
-        raise ConfigError(
-            f"the stages of plan.schedule pipedream update by themselves, and several have {next(iter(sums.staged))}: use "
-            "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
-        )
+        raise shared_refusal(next(iter(sums.staged)))
     return Asynchronous(*parts, module=loss)  # type: ignore[arg-type]
-
-
-def _require_pipeline(plan: ParallelPlan, execution: Execution) -> None:
-    """Raise ConfigError for what doesn't go with a schedule that splits backward passes, or that updates in between."""
-    if plan.pipeline == 1 or plan.schedule not in ("zero_bubble", "pipedream"):
-        return
-    what, other = f"plan.schedule {plan.schedule}", "use --plan.schedule 1f1b or interleaved"
-    if _compiles(execution):
-        raise ConfigError(f"{what} does not go with train.compile: {other}")
-    if plan.shard > 1:
-        raise ConfigError(f"{what} does not go with plan.shard, whose hooks need a whole backward pass: {other}")
-    if plan.schedule == "zero_bubble" and plan.remat != "none":
-        raise ConfigError(f"{what} does not go with plan.remat, which would run twice: {other}")
-    if plan.schedule == "zero_bubble":
-        return
-    if plan.tensor > 1 or plan.context > 1:
-        raise ConfigError(f"{what} goes with plan.replicate alone: {other}")
-    if execution.clip:
-        raise ConfigError(f"{what} has no moment at which all gradients are known: use --train.clip 0, or {other[4:]}")
-    if execution.precision == "fp16":
-        raise ConfigError(f"{what} does not go with train.precision fp16: use --train.precision bf16")
-
-
-def _require_spreadable(plan: ParallelPlan, execution: Execution, *, adapted: bool, packed: bool) -> None:
-    if plan.processes != execution.world.size:
-        raise ConfigError(f"the plan is for {plan.processes} processes, and there are {execution.world.size}")
-    _require_pipeline(plan, execution)
-    divides = " and ".join(f"plan.{axis}" for axis in ("shard", "tensor") if getattr(plan, axis) > 1)
-    if not divides:
-        return
-    if execution.precision == "fp8" or (plan.shard > 1 and not execution.masters):
-        what = f"train.precision {execution.precision}" if execution.masters else "train.weights bf16"
-        raise ConfigError(f"{what} does not go with {divides}: use --train.precision bf16 with fp32 weights")
-    if packed:
-        raise ConfigError(f"packed weights (adapter.base) do not go with {divides}: use --plan.replicate")
-    if plan.tensor > 1 and adapted:
-        raise ConfigError("adapters do not go with plan.tensor: use --plan.shard")
-
-
-def _require_spreadable_prompts(model: Model, plan: ParallelPlan) -> None:
-    """Raise ConfigError for a plan under which no process can compute the keys and values before every text."""
-    prompts = getattr(model, "prompts", None)
-    if prompts is None:
-        return
-    axes = ("pipeline", "context", "shard") if prompts.runs_layers else ("pipeline", "context")
-    if divides := " and ".join(f"plan.{axis}" for axis in axes if getattr(plan, axis) > 1):
-        other = "--plan.replicate" if prompts.runs_layers else "--plan.shard or --plan.replicate"
-        raise ConfigError(f"adapters that put keys and values before every text do not go with {divides}: use {other}")
 
 
 @torch.no_grad()

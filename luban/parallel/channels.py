@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ class Channels:
         self.plan, self.device = plan, device
         self.ordered = dist.get_backend(group) == "nccl"
         links = 2 * (plan.stages - 1) if self.ordered else 1
-        self.groups = [group] if links == 1 else [_alike(group) for _ in range(links)]
+        self.groups = [group] if links == 1 else [_again(group) for _ in range(links)]
         self.shapes: dict[tuple[int, Hashable], list[tuple[torch.dtype, list[int]]]] = {}
         self.sending: list[tuple[dist.Work | None, Tensor]] = []
 
@@ -85,12 +85,21 @@ class Channels:
 FIRST = 1 << 20  # the number of the message with the shapes: more than there are micro-batches
 
 
-def _alike(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """Another group of the same processes; every process of the run must ask for it."""
-    groups: list[list[int] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(groups, dist.get_process_group_ranks(group))
-    unique = sorted({tuple(ranks) for ranks in groups if ranks})
-    made = {ranks: dist.new_group(list(ranks)) for ranks in unique}
-    found = made[tuple(dist.get_process_group_ranks(group))]
-    assert isinstance(found, dist.ProcessGroup)
+def alike_groups(mine: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], dist.ProcessGroup]:
+    """New groups of processes, by their ranks in the run. Every process of the run must call it, with those that it is in (or none);
+    it gets these."""
+    asked: list[list[tuple[int, ...]]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(asked, sorted(mine))
+    found = {}
+    for ranks in sorted({ranks for each in asked for ranks in each}):
+        group = dist.new_group(list(ranks))
+        if ranks in mine:
+            assert isinstance(group, dist.ProcessGroup)
+            found[ranks] = group
     return found
+
+
+def _again(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Another group of the same processes."""
+    ranks = tuple(dist.get_process_group_ranks(group))
+    return alike_groups({ranks})[ranks]

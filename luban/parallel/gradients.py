@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,21 +17,28 @@ from luban.parallel.world import World
 BUCKET = 1 << 25  # numbers summed by one all-reduce
 
 
+class Shared(NamedTuple):
+    """A parameter that several processes of the pipeline hold."""
+
+    count: int  # how many
+    shape: tuple[int, ...]  # of what each has
+    group: dist.ProcessGroup | None  # those processes; None: this one isn't among them
+
+
 @dataclass(frozen=True)
 class GradientSums:
     """Sums gradients by the parameters' names; every process must call it with those of one step.
 
     Args:
         placements: how the axis tensor divides the parameters.
-        staged: parameters that several processes of the pipeline hold, with the shape here or there and their number.
+        staged: parameters that several processes of the pipeline hold.
         begins: the index along dimension 0 at which FSDP's shard of a parameter begins; 0 for others.
     """
 
     world: World = field(default_factory=World)
     placements: Placements = field(default_factory=Placements)
     begins: Mapping[str, int] = field(default_factory=dict)
-    staged: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
-    held: frozenset[str] = frozenset()  # those of them that this process holds
+    staged: Mapping[str, Shared] = field(default_factory=dict)
     summed: bool = False  # over copies and shards already, when they arrive
     apart: Mapping[str, int] = field(default_factory=dict)  # see `luban.parallel.expert.held_apart`
 
@@ -64,16 +72,17 @@ class GradientSums:
         return routers | experts
 
     def _over_stages(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of what several stages use (tied embeddings, biases of positions) over the pipeline."""
-        if not self.staged:
-            return {}
-        like = next(iter(gradients.values()))
-        terms = {
-            name: gradients[name] if name in gradients else like.new_zeros(shape)
-            for name, (shape, _) in sorted(self.staged.items())
-        }
-        summed = _summed(terms, self.world.group("pipeline"))
-        return {name: gradient for name, gradient in summed.items() if name in self.held}
+        """The sums of what several stages use (tied embeddings, biases of positions), over the processes that hold it."""
+        terms: dict[dist.ProcessGroup, dict[str, Tensor]] = {}
+        for name, (_, shape, group) in self.staged.items():
+            if group is not None:
+                gradient = gradients.get(name)
+                like = next(iter(gradients.values())) if gradient is None else gradient
+                terms.setdefault(group, {})[name] = like.new_zeros(shape) if gradient is None else gradient
+        found: dict[str, Tensor] = {}
+        for group, mine in terms.items():  # in all processes in the same order
+            found |= _summed(mine, group)
+        return found
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The global norm of summed gradients: every number counts once, wherever it is held."""
@@ -117,7 +126,7 @@ class GradientSums:
         """The gradient times 1/√n, n the number of processes (of tensor and pipeline) that hold each number."""
         placement, tensor = self.placements.divided.get(name), self.world.plan.tensor
         if name in self.staged:
-            gradient = gradient * self.staged[name][1] ** -0.5
+            gradient = gradient * self.staged[name].count ** -0.5
         if placement is not None:
             copies = placement.copies()
             if copies is None:

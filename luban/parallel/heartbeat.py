@@ -44,17 +44,26 @@ def watched(
         yield
         return
     heart = Heart(store.clone(), rank, size, leave, beat, silent)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=heart.run, daemon=True, name="heartbeat")
-    thread.start()
+    threads = [
+        threading.Thread(target=work, daemon=True, name=name)
+        for name, work in (("heartbeat", heart.run), ("heartbeat-store", heart.watch_store))
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         heart.stop.set()
-        thread.join(timeout=2 * beat)
+        for thread in threads:
+            thread.join(timeout=2 * beat)
 
 
 class Heart:
-    """One process's signs, and its watch: the first process watches all, the others watch it and read what it found."""
+    """One process's signs, and its watch: the first process watches all, the others watch it and read what it found.
+
+    The store is in the first process (under torchrun beside it). While that is stopped, whoever asks the store waits without
+    end, so that a second thread checks that answers still come.
+    """
 
     def __init__(
         self, store: dist.Store, rank: int, size: int, leave: Callable[[str], None], beat: float, silent: float
@@ -63,6 +72,8 @@ class Heart:
         self.leave, self.beat, self.silent = leave, beat, silent
         self.stop = threading.Event()
         self.seen: dict[int, tuple[bytes, float]] = {}  # process → its last sign, and when it was new here
+        self.answers = 0  # of the store
+        self.beating = True
 
     def run(self) -> None:
         """Until `stop`."""
@@ -72,6 +83,7 @@ class Heart:
                 count += 1
                 self.store.set(self._key(self.rank), str(count))
                 lost = self._lost()
+                self.answers += 1
                 if lost is not None:
                     self.store.set("lost", str(lost))
                     self.leave(self._message(lost))
@@ -80,6 +92,17 @@ class Heart:
         except (RuntimeError, dist.DistError):  # the store is the first process's, and is gone with it
             if not self.stop.wait(self.silent):
                 self.leave(self._message(0))
+        finally:
+            self.beating = False
+
+    def watch_store(self) -> None:
+        """Until `stop`, or until the store has been silent for too long."""
+        last, silent = -1, 0  # silent: beats, so that the time in which this process itself was stopped doesn't count
+        while not self.stop.wait(self.beat) and self.beating:
+            last, silent = self.answers, 0 if self.answers != last else silent + 1
+            if silent * self.beat > self.silent:
+                self.leave(self._message(0))
+                return
 
     def _lost(self) -> int | None:
         """A process that has been silent for too long."""

@@ -9,7 +9,6 @@ Stacks are numbered in the order in which they run: the encoder of an encoder–
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,9 @@ from luban.models.base import Model
 from luban.models.stack import Layers, TransformerStack
 from luban.nn.context import ForwardContext
 from luban.nn.position.base import PositionMethod
+from luban.parallel.channels import alike_groups
 from luban.parallel.compile import stacks_of
+from luban.parallel.gradients import Shared
 from luban.parallel.world import World
 
 
@@ -202,16 +203,34 @@ def run_stage(function: Any, *args: Any) -> Any:
         return tuple(end.hidden[k] for k in sorted(end.hidden))
 
 
-def shared_by_stages(parameters: Mapping[str, Tensor], world: World) -> dict[str, Any]:
-    """Arguments of GradientSums: the parameters that several processes of the pipeline hold, and which are here."""
+def shared_by_stages(parameters: Mapping[str, Tensor], world: World) -> dict[str, Shared]:
+    """The parameters that several processes of the pipeline hold, by the groups of these and by name, in all processes in the
+    same order. Every process must call it."""
     if world.plan.pipeline == 1:
         return {}
+    pipeline = world.group("pipeline")
     known: list[Any] = [None] * world.plan.pipeline
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    dist.all_gather_object(known, shapes, group=world.group("pipeline"))
-    count = Counter(name for names in known for name in names)
-    staged = {name: (shape, count[name]) for names in known for name, shape in names.items() if count[name] > 1}
-    return {"staged": staged, "held": frozenset(staged) & parameters.keys()}
+    dist.all_gather_object(
+        known, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, group=pipeline
+    )
+    ranks = dist.get_process_group_ranks(pipeline)
+    holders = {
+        name: [rank for rank, names in zip(ranks, known, strict=True) if name in names]
+        for names in known
+        for name in names
+    }
+    several = {name: tuple(held) for name, held in holders.items() if len(held) > 1}
+    whole = tuple(ranks)
+    mine = {held for held in several.values() if dist.get_rank() in held}
+    groups = {whole: pipeline, **alike_groups(mine - {whole})}
+    return {
+        name: Shared(
+            len(several[name]),
+            next(names[name] for names in known if name in names),
+            groups[several[name]] if dist.get_rank() in several[name] else None,
+        )
+        for name in sorted(several, key=lambda name: (several[name], name))
+    }
 
 
 def leaves(hidden: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -1,6 +1,6 @@
 """An embedding and an output layer whose vocabulary is divided among processes (Shoeybi et al. 2020, section 3).
 
-The loss is that of the whole vocabulary: of every row of logits the processes exchange three numbers.
+The loss is that of the whole vocabulary: of every row of logits the processes exchange four numbers, the highest and three sums.
 
 N rows, V vocabulary, v the part of it here, E width.
 """

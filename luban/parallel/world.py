@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from luban.core.errors import ConfigError
 from luban.core.plan import AXES, ParallelPlan
+from luban.parallel.meeting import meet, require_same
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # after which a process that waits for another gives up
@@ -37,6 +38,16 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(
         sign in text for sign in ("gloo/transport", "Connection reset", "Connection closed", "Timed out waiting")
     )
+
+
+def described_loss(error: BaseException) -> str:
+    """What a lost connection says of the other process, for the person who reads it: without paths of a library's sources."""
+    text = (
+        re.sub(r"^\[[^]]*\.cc:\d+\] *", "", str(error).splitlines()[0]).partition(" This is typically")[0].rstrip(".")
+    )
+    if "Timed out" in text:
+        return f"has not answered for {TIMEOUT.total_seconds() / 60:.0f} minutes, and may hang: {text}"
+    return f"has ended: {text}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ class World:
 
         Raises:
             ConfigError: it isn't; the message names the process.
+            TrainingError: a process has not come within 10 minutes; the message names it.
         """
         if process_count() == 1:
             return cls()
@@ -82,7 +94,7 @@ class World:
             if on_cuda:  # NCCL's own choice leaves half of NVLink idle between two processes
                 os.environ.setdefault("NCCL_NCHANNELS_PER_PEER", PEER_CHANNELS)
             if store is None:
-                store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+                store = meet(process_rank(), process_count(), TIMEOUT)
             dist.init_process_group(
                 "nccl" if on_cuda else "gloo",
                 store=dist.PrefixStore("collectives", store),
@@ -91,7 +103,7 @@ class World:
                 timeout=TIMEOUT,
                 device_id=device if on_cuda else None,
             )
-        _require_same({"plan": plan, **(same or {})})
+        require_same({"plan": plan, **(same or {})})
         sizes: dict[str, int] = dict(zip(AXES, plan.sizes, strict=True))
         mesh = _mesh(device, sizes)
         experts = None
@@ -205,17 +217,6 @@ class World:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
-
-
-def _require_same(mine: Mapping[str, Any]) -> None:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, dict(mine))
-    for rank, other in enumerate(found):
-        for what, value in other.items():
-            if value != found[0].get(what):
-                raise ConfigError(
-                    f"process {rank} of this run has another {what} than process 0: {value} instead of {found[0].get(what)}"
-                )
 
 
 def _mesh(device: torch.device, sizes: Mapping[str, int]) -> DeviceMesh:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
 from luban.planner.memory import FP32, MemoryPrediction, gathered_elements
+from luban.planner.pipeline.pipedream import staleness
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
 from luban.planner.pipeline.timeline import Timeline, timeline
@@ -64,7 +65,9 @@ class Distribution:
             gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages
-            stash, stages = peak_stash(plan, self.spread.pieces)[process], 1 / plan.stages
+            stash, stages = peak_stash(plan, self.spread.pieces)[process], max(self._stage_shares(process))
+            if plan.schedule == "pipedream":  # and has the weights that its micro-batch met
+                parameters += stash * count * graph.itemsize
         parts = plan.tensor * plan.context
         activations = whole.activations / parts
         if plan.remat == "none" and whole.activations:
@@ -80,10 +83,19 @@ class Distribution:
             transient=int(whole.transient / parts),
         )
 
+    def _stage_shares(self, process: int) -> list[float]:
+        """The share of all layers that each stage of a process has."""
+        plan, layers = self.spread.plan, len(self.spread.graph.layers())
+        return [(end - begin) / layers for begin, end in plan.stage_runs(layers)[process :: plan.pipeline]]
+
     def step(self, whole: StepTime) -> StepTime:
-        """The time of a step whose work is divided evenly; messages aren't counted."""
-        plan = self.spread.plan
-        factor = (1 + self.bubble) / (plan.tensor * plan.context * plan.pipeline)
+        """The time of a step in which layers of a pipeline take equally long; messages aren't counted. The process with the most
+        layers works all the time but for the bubble, in which a micro-batch passes through the others."""
+        plan, factor = self.spread.plan, 1.0
+        if plan.pipeline > 1:
+            share = max(sum(self._stage_shares(process)) for process in range(plan.pipeline))
+            factor = share + self.bubble * (1 - share) / (plan.pipeline - 1)
+        factor /= plan.tensor * plan.context
         return replace(whole, **{name: factor * value for name, value in vars(whole).items()})
 
     def traffic(self) -> list[Traffic]:
@@ -91,15 +103,18 @@ class Distribution:
         every = [self.spread.traffic(process) for process in range(self.spread.plan.pipeline)]
         return max(every, key=lambda rows: sum(row.bytes for row in rows))
 
-    def lines(self, *, picture: bool = False) -> list[str]:
-        """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
+    def processes(self) -> str:
+        """How many there are, and along which axes, in words."""
         plan = self.spread.plan
         sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
-        axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
-        axes += f", experts divided among {plan.expert}" * (plan.expert > 1)
-        rows = [
-            f"plan    {plan.processes} processes: {axes or 'one'}{f' (ZeRO {plan.zero})' if plan.shard > 1 else ''}"
-        ]
+        axes = " × ".join(
+            f"{axis} {size}{f' (ZeRO {plan.zero})' * (axis == 'shard')}" for axis, size in sizes.items() if size > 1
+        )
+        return f"{plan.processes} processes: {axes}" + f", experts divided among {plan.expert}" * (plan.expert > 1)
+
+    def lines(self, *, picture: bool = False) -> list[str]:
+        """For `--dry-run`: processes, messages, bubble, and the schedule's picture."""
+        plan, rows = self.spread.plan, [f"plan    {self.processes()}"]
         traffic = self.traffic()
         if traffic:
             rows.append(f"sends   {bytes_(sum(row.bytes for row in traffic))} a step by the process that sends most:")
@@ -110,6 +125,12 @@ class Distribution:
                 f"bubble  {self.bubble:.1%} of the working time: {plan.schedule}, {self.spread.pieces} micro-batches in "
                 f"{plan.stages} stages; micro-batches kept at once by each process: {stash}"
             )
+            if plan.schedule == "pipedream":
+                last = self.spread.pieces - 1
+                stale = ", ".join(str(staleness(plan.pipeline, p, last)) for p in range(plan.pipeline))
+                rows.append(
+                    f"stale   updates that a micro-batch's weights are behind, at most, in each process: {stale}"
+                )
         if picture:
             rows += self._picture()
         return rows

@@ -110,9 +110,10 @@ class Prediction:
 
     def summary(self) -> str:
         """One line, printed as training begins."""
+        spread = "" if self.distribution is None else f", {self.distribution.processes()}"
         return (
-            f"{count(self.parameters)} parameters{self._trained()} on {self.machine.name} in {self.precision}; predicted: memory "
-            f"{bytes_(self.memory.total)} of {bytes_(self.free_bytes)} free, a step in {milliseconds(self.step.total)}, "
+            f"{count(self.parameters)} parameters{self._trained()} on {self.machine.name} in {self.precision}{spread}; predicted: "
+            f"memory {bytes_(self.memory.total)} of {bytes_(self.free_bytes)} free, a step in {milliseconds(self.step.total)}, "
             f"{count(self.tokens_per_step / self.step.total)} tokens/s"
             + "".join(f"; {caveat}" for caveat in self.caveats)
         )

@@ -113,7 +113,8 @@ class Spread:
         gradient = count * self.gradient_bytes
         sharded = plan.shard > 1
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
-        reductions = self.pieces if sharded and (plan.zero > 1 or plan.pipeline > 1) else 1
+        updates = plan.pipeline > 1 and plan.schedule == "pipedream"  # by every micro-batch
+        reductions = self.pieces if updates or (sharded and (plan.zero > 1 or plan.pipeline > 1)) else 1
         if sharded:
             again = (
                 self.in_layers(process) - experts - routers if plan.zero == 3 else 0
@@ -202,10 +203,10 @@ class Spread:
             axis="pipeline", collective="send", what="hidden states and gradients", bytes=count * size, count=count
         )
 
-        if self._tied():
+        if self._tied() and (process == 0 or self._is_last(process)):  # which alone have it
             table = self._tied() // plan.tensor * self.gradient_bytes
             shards = plan.shard * plan.context if plan.shard > 1 else 1
-            summed = 2 * _part(table // shards, plan.pipeline)
+            summed = 2 * _part(table // shards, 2)
             yield Traffic(axis="pipeline", collective="all-reduce", what="gradients of the tied table", bytes=summed)
 
     def _tied(self) -> int:

@@ -17,6 +17,7 @@ from luban.models.config import ModelConfig, resolve_spec
 from luban.models.describe import describe
 from luban.models.presets import preset
 from luban.models.spec import ModelSpec
+from luban.parallel.plan_checks import check_plan
 from luban.parallel.precision import COMPUTE
 from luban.planner.cluster import Cluster
 from luban.planner.machine import MachineTable
@@ -26,7 +27,6 @@ from luban.planner.search.messages import Messages
 from luban.planner.search.plans import Space
 from luban.train.predict import step_settings, trained_shapes
 from luban.train.recipe import Recipe
-from luban.train.run import check_plan
 from luban.train.start import choose_start
 
 

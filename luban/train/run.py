@@ -17,7 +17,6 @@ from luban.core.artifact import ArtifactWriter, command_line, require_free
 from luban.core.errors import DataError, TrainingError, UsageError
 from luban.core.hashing import code_version, data_sha256
 from luban.core.log import say, warn
-from luban.core.plan import ParallelPlan
 from luban.core.resuming import split_config
 from luban.core.seeding import derive, seed_everything
 from luban.core.units import bytes_
@@ -29,25 +28,18 @@ from luban.kernels import gated
 from luban.kernels.dispatch import chosen
 from luban.load.adapted import base_reference
 from luban.load.model import LoadedModel
-from luban.models.base import Model
 from luban.models.build import build_model
-from luban.models.spec import ModelSpec
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.embedding import add_noise, shrink_gradient
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
-from luban.parallel.compile import stacks_of
-from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, multiplies_bf16, set_determinism
 from luban.parallel.engine import TrainEngine
-from luban.parallel.expert import check_experts
 from luban.parallel.heartbeat import watched
 from luban.parallel.memory_limits import is_out_of_memory
-from luban.parallel.mixers import check_mixers
-from luban.parallel.stages import check_stages
-from luban.parallel.tensor import check_tensor
-from luban.parallel.world import World, is_lost_connection, process_count
+from luban.parallel.plan_checks import check_plan, check_run
+from luban.parallel.world import World, described_loss, is_lost_connection, process_count
 from luban.train.conflict import GradientConflict
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
@@ -119,7 +111,7 @@ def _train(
             Loop(art, parts, clock).run()
         except (RuntimeError, MemoryError) as error:
             if world.size > 1 and is_lost_connection(error):
-                raise TrainingError(f"another process of this run has ended: {str(error).splitlines()[0]}") from error
+                raise TrainingError(f"another process of this run {described_loss(error)}") from error
             if not is_out_of_memory(error):
                 raise
             raise _exhausted(recipe, prediction, parts.state.progress.step) from error
@@ -201,7 +193,8 @@ def open_run(
     shards = recipe.trained(Shards.open(recipe.data.path, "train", verify=recipe.data.verify))
     start = choose_start(recipe, shards, model)
     recipe = replace(recipe, adapter=start.adapter)
-    check_plan(recipe.plan, start.spec)
+    check_settings(recipe)
+    check_plan(recipe.plan, start.spec, adapter=recipe.adapter)
     return within_epochs(recipe, shards), shards, start, device
 
 
@@ -214,23 +207,19 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, plan=plan)
 
 
-def check_plan(plan: ParallelPlan, spec: ModelSpec, model: Model | None = None) -> None:
-    """Raise ConfigError if the plan can't divide the model; the message names one that could.
-
-    Args:
-        model: of `spec`, on the meta device; None: it is built.
-    """
-    check_mixers(spec, plan)
-    if plan.parts == plan.expert == 1:
-        return
-    model = model or build_model(spec, device="meta")
-    check_experts(model, plan)
-    if plan.context > 1:
-        check_context(model)
-    if plan.pipeline > 1:
-        check_stages(plan, sum(len(stack.block_of) for stack in stacks_of(model)))
-    if plan.tensor > 1:
-        check_tensor(model, plan.tensor)
+def check_settings(recipe: Recipe) -> None:
+    """Raise ConfigError for settings of the recipe that its plan doesn't go with."""
+    config, adapter = recipe.train, recipe.adapter
+    check_run(
+        recipe.plan,
+        recipe.optim,
+        precision=config.precision,
+        masters=config.weights == "fp32",
+        compiles=config.compile,
+        clip=config.clip,
+        adapted=adapter is not None,
+        packed=adapter is not None and adapter.base != "float",
+    )
 
 
 def prepare(

@@ -30,7 +30,6 @@ from luban.checkpoint.saver import CheckpointSaver
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
-from luban.models.build import build_model
 from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
@@ -39,11 +38,8 @@ from luban.objectives.causal import Causal
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.compile import stacks_of
-from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
-from luban.parallel.expert import check_experts
-from luban.parallel.stages import check_stages
+from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
 
@@ -143,14 +139,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def refusal(name: str, plan: ParallelPlan) -> str | None:
     """Why the plan can't spread this family; None if it can."""
-    model = build_model(ZOO[name].spec, device="meta")
     try:
-        check_experts(model, plan)
-        if plan.context > 1:
-            plan.check_tokens(ZOO[name].batch(1, np.random.default_rng(0)).tokens.shape[1])
-            check_context(model)
-        if plan.pipeline > 1:
-            check_stages(plan, sum(len(stack.block_of) for stack in stacks_of(model)))
+        plan.check_tokens(ZOO[name].batch(1, np.random.default_rng(0)).tokens.shape[1])
+        check_plan(plan, ZOO[name].spec)
     except ConfigError as error:
         return str(error)
     return None

@@ -136,6 +136,10 @@ objective = {{ type = "prefix" }}
     assert len(cosines[0]) == 3 and cosines[0] == pytest.approx(cosines[1], rel=1e-7)
 
 
+PIPELINE = ("--nproc", "2", "--plan.pipeline", "2", "--plan.microbatches", "2")
+BF16 = ("--train.precision", "bf16", "--train.weights", "bf16")
+
+
 def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe, tmp_path):
     command = (str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "run"))
     for words, message in (
@@ -145,10 +149,24 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         (("--plan.shard", "2"), r"needs 2 processes, and there are 1: start 2 \(--nproc 2\)"),
         (("--nproc", "4", "--plan.tensor", "4"), "4 divides the heads of attention, and there are 2: use at most .* 2"),
         (("--nproc", "3", "--plan.pipeline", "3"), "needs 3 layers, and there are 2: use at most --plan.pipeline 2"),
+        (
+            (*PIPELINE, "--plan.schedule", "pipedream"),
+            "has no moment at which all gradients are known: use --train.clip 0",
+        ),
+        (
+            (*PIPELINE, "--plan.schedule", "pipedream", "--train.clip", "0", "--model.tied_head", "true"),
+            r"several have decoder.embedding.tokens.weight: use .* \(model.tied_head = false\)",
+        ),
+        ((*PIPELINE, "--plan.schedule", "zero_bubble", "--plan.remat", "full"), "does not go with plan.remat"),
+        (("--nproc", "2", "--plan.shard", "2", "--optim.type", "adamw", *BF16), "train.weights bf16 does not go with"),
+        (("--nproc", "2", "--plan.zero", "2"), "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
         (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
-        with pytest.raises(UsageError, match=message):
-            pretrain.run([*command, *words])
+        for only in [()] + [("--dry-run",)] * (
+            "--nproc" in words
+        ):  # which plans for any number of processes without it
+            with pytest.raises(UsageError, match=message):
+                pretrain.run([*command, *words, *only])
     assert not list(tmp_path.iterdir())
 
 
@@ -221,7 +239,8 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, start, shards, recipe, tmp_path):
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, start, shards, recipe, tmp_path, hung):
     command = (
         "pretrain",
         recipe,
@@ -235,18 +254,20 @@ def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, st
         "2",
     )
     process = start(*command, "--train.steps", "2000", "--checkpoint.every", "8", "--validation.every", "0")
-    checkpoints = tmp_path / "run.incomplete" / "checkpoints"
-    while process.poll() is None and not (checkpoints.exists() and list(checkpoints.glob("[!.]*"))):
+    checkpoints = CheckpointManager(tmp_path / "run.incomplete")
+    while process.poll() is None and not checkpoints.steps():
         time.sleep(0.05)
-    first, second = children(process.pid)
+    both = children(process.pid)
+    other = both[1 - hung]
     began = time.monotonic()
-    os.kill(second, signal.SIGSTOP)
-    while Path(f"/proc/{first}").exists() and Path(f"/proc/{first}/stat").read_text().split()[2] != "Z":
+    os.kill(both[hung], signal.SIGSTOP)
+    while Path(f"/proc/{other}").exists() and Path(f"/proc/{other}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() - began < 30
         time.sleep(0.1)
     _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and "process 1 of 2 has sent no heartbeat" in err, err
-    done = json.loads((checkpoints.parent / "manifest.json").read_text())["figures"]["step"]
+    assert process.returncode != 0 and f"process {hung} of 2 has sent no heartbeat" in err, err
+    assert f"of 2 processes {hung} did not end by itself" in err, err
+    done = checkpoints.steps()[-1]
     code, err = luban(*command, "--train.steps", done + 2, "--validation.every", "0")
     assert code == 0 and f"resuming after step {done}" in err, err
 

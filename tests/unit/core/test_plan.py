@@ -20,3 +20,21 @@ def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
         ParallelPlan(shard=2, replicate=2).check_batch(6, 2)
     with pytest.raises(ConfigError, match="at least 1"):
         ParallelPlan(shard=0)
+
+
+def test_a_field_that_would_change_nothing_is_refused():
+    for fields, message in (
+        ({"replicate": 2, "zero": 2}, r"plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
+        ({"tensor": 2, "schedule": "gpipe"}, "plan.schedule gpipe is for pipelines, and plan.pipeline is 1"),
+        ({"stage_layers": (4,)}, "plan.stage_layers is for pipelines"),
+        ({"pipeline": 2, "interleave": 4}, "plan.interleave 4 is for another schedule than 1f1b"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ParallelPlan(**fields).check_used()
+    for fields in (
+        {"shard": 2, "zero": 1},
+        {"pipeline": 2, "schedule": "gpipe", "stage_layers": (1, 3)},
+        {"pipeline": 2, "schedule": "interleaved", "interleave": 4},
+        {},
+    ):
+        ParallelPlan(**fields).check_used()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -53,6 +57,35 @@ def test_the_others_name_the_first_process(store):
     with watch(store, 1, left, size=2):
         assert left.event.wait(WAIT)
     assert "process 0 of 2" in left.messages[0]
+
+
+STORE = """
+import sys
+from datetime import timedelta
+import torch.distributed as dist
+kept = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(minutes=10), wait_for_workers=False)
+print(kept.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_others_name_the_first_process_when_the_store_stops_with_it():
+    """The store doesn't refuse then: it never answers."""
+    first = subprocess.Popen([sys.executable, "-c", STORE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        port = int(first.stdout.readline())
+        store, left = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(minutes=10)), Left()
+        store.set("alive/0", "1")
+        with watch(store, 1, left, size=2):
+            time.sleep(3 * BEAT)
+            assert not left.messages
+            os.kill(first.pid, signal.SIGSTOP)
+            assert left.event.wait(WAIT)
+        assert len(left.messages) == 1 and "process 0 of 2 has sent no heartbeat" in left.messages[0]
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_a_process_that_has_ended_is_not_missed(store):

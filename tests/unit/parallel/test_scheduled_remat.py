@@ -251,7 +251,7 @@ def test_layers_compiled_before_are_measured():
     x = torch.randn(8, 32, requires_grad=True)
     layer(x).sum().backward()  # compiled here, for one pass
     chain = measured_chain([layer, layer], x)
-    assert chain.output_size == [8 * 32 * 4] * 2
+    assert list(chain.output_size) == [8 * 32 * 4] * 2
     assert all(size >= 8 * 32 * 4 + 8 * 48 * 4 for size in chain.saved_size)
 
 

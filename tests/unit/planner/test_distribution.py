@@ -108,6 +108,36 @@ def test_a_pipeline_divides_layers_keeps_inputs_and_waits():
     assert distribution(8, pipeline=4, microbatches=8, schedule="pipedream").bubble == 0
 
 
+def test_uneven_stages_take_the_time_and_memory_of_the_longest():
+    """(M − 1) times the slowest stage and once through all; activations of the first process's six of eight layers."""
+    pieces = 4
+    uneven = distribution(pieces, pipeline=2, microbatches=pieces, stage_layers=(6, 2))
+    assert uneven.step(STEP).total == pytest.approx(STEP.total / pieces * ((pieces - 1) * 6 / 8 + 1))
+    assert uneven.process_memory(WHOLE, 0).activations == 2 * WHOLE.activations * 6 // 8
+    assert uneven.process_memory(WHOLE, 1).activations == WHOLE.activations * 2 // 8
+    three = distribution(pieces, pipeline=3, microbatches=pieces)  # 3, 3 and 2 layers
+    assert three.step(STEP).total == pytest.approx(STEP.total / pieces * ((pieces - 1) * 3 / 8 + 1))
+
+
+def test_only_the_ends_of_a_pipeline_sum_the_tied_table():
+    spread = distribution(4, pipeline=4, microbatches=4).spread
+    sent = [[row.bytes for row in spread.traffic(p) if row.what == "gradients of the tied table"] for p in range(4)]
+    assert sent == [[64 * 32 * 4], [], [], [64 * 32 * 4]]  # an all-reduce of two processes: 2 · (2 − 1)/2 of it
+
+
+def test_pipedream_keeps_versions_of_the_weights_and_sums_gradients_of_every_micro_batch():
+    pieces = 4
+    stale, flushed = (
+        distribution(pieces, pipeline=2, replicate=2, microbatches=pieces, schedule=name)
+        for name in ("pipedream", "1f1b")
+    )
+    for process, versions in ((0, 2), (1, 1)):
+        more = stale.process_memory(WHOLE, process).parameters - flushed.process_memory(WHOLE, process).parameters
+        assert more == versions * 4 * stale.spread.parameters(process)
+    sums = [next(row.bytes for row in each.spread.traffic(0) if row.axis == "replicate") for each in (stale, flushed)]
+    assert sums[0] == pieces * sums[1] == pieces * 2 * (stale.spread.parameters(0) * 4 // 2)
+
+
 def test_the_dry_run_says_who_sends_what_and_draws_the_schedule():
     text = "\n".join(distribution(4, pipeline=2, microbatches=4, tensor=2).lines(picture=True))
     for part in (
@@ -119,6 +149,8 @@ def test_the_dry_run_says_who_sends_what_and_draws_the_schedule():
         "process 0   F0·F1·      B0·B0·F2·",
     ):
         assert part in text, text
+    stale = "\n".join(distribution(8, pipeline=4, microbatches=8, schedule="pipedream").lines())
+    assert "behind, at most, in each process: 3, 2, 1, 0" in stale and "stale" not in text, stale
     assert "no schedule to draw" in distribution(shard=2).lines(picture=True)[-1]
 
 
