@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from luban.core.arguments import parse, require_partners
+from luban.core.arguments import parse, refuse_flags
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
@@ -35,13 +35,6 @@ curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/jso
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
 FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
-PARTNERS = {  # flags that do nothing without one of others
-    "passages": ("index",),
-    "rerank": ("index",),
-    "draft_tokens": ("draft", "speculative"),
-    "swap_gb": ("preemption",),
-    "log_text": ("log_requests",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +106,18 @@ def words_of(args: Arguments, without: Sequence[str]) -> list[str]:
     return words
 
 
+def _refuse_unused(args: Arguments, argv: Sequence[str]) -> None:
+    """Raise UsageError for flags that would do nothing."""
+    if args.index is None:
+        refuse_flags(argv, ("passages", "rerank"), "without --index")
+    if not args.draft and args.speculative == "none":
+        refuse_flags(argv, ("draft_tokens",), "without --draft or --speculative")
+    if args.preemption != "swap":
+        refuse_flags(argv, ("swap_gb",), "without --preemption swap")
+    if not args.log_requests:
+        refuse_flags(argv, ("log_text",), "without --log-requests")
+
+
 def run(argv: Sequence[str]) -> None:
     """Serve until interrupted."""
     argv = flags_from_environment(Arguments, argv, PREFIX, os.environ, positional=("model",))
@@ -142,7 +147,7 @@ def run(argv: Sequence[str]) -> None:
             raise UsageError(f"{right}, {given} given")
     if args.draft and args.speculative != "none":
         raise UsageError("--draft and --speculative both guess tokens: use one")
-    require_partners(args, PARTNERS)
+    _refuse_unused(args, argv)
     plan = args.plan.checked()
     from luban.load.model import load_model
     from luban.serve.adapters import by_name
