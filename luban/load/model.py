@@ -23,7 +23,8 @@ from luban.load.adapted import ActiveAdapter, find_adapter, is_adapter, with_ada
 from luban.load.generation import DEFAULTS as GENERATION_FIELDS
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
-from luban.load.gguf import PACKAGED, packaged_file, read_gguf
+from luban.load.gguf import read_gguf
+from luban.load.packaged import PACKAGED, packaged_file
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
 from luban.models.base import Model
 from luban.models.build import DTYPES

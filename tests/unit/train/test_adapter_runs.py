@@ -101,7 +101,7 @@ def test_an_unfinished_run_of_adapters_is_used_with_a_word(recipe, base, tmp_pat
     assert pool is not None and pool.held == ["a"]
     shutil.rmtree(unfinished / "checkpoints")
     for use in (lambda: load_model(base, adapter=run), lambda: Engine(load_model(base), adapters={"a": run})):
-        with pytest.raises(ArtifactError, match="run is unfinished .* and has no checkpoint yet"):
+        with pytest.raises(ArtifactError, match=r"run is unfinished .* and has no checkpoint yet"):
             use()
 
 
