@@ -108,6 +108,11 @@ class Request:
         self.error: Exception | None = None  # what broke the request, if anything did
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were found in the prefix cache when the request was first taken up."""
+        return self.growing[0].cached_tokens
+
+    @property
     def done(self) -> bool:
         """Whether every continuation has ended."""
         return all(choice.finish_reason for choice in self.result.choices)

@@ -110,7 +110,7 @@ class Job:
         found = {row["mark"]: row for text in texts for row in self.grounded.citations(text)}
         return {"citations": list(found.values())}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Token counts."""
         counted = usage(self.requests)
         if self.prompt_alone:
@@ -323,6 +323,7 @@ class Answers:
         """What the log says of a request."""
         results = [request.result for request in job.requests]
         note |= job.usage()
+        note |= note.pop("prompt_tokens_details")
         note["first_token_seconds"] = None if timing.first is None else round(timing.first, 4)
         note["finish"] = [choice.finish_reason or "cancelled" for result in results for choice in result.choices]
         if self.service.log_text:
