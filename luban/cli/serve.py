@@ -24,6 +24,7 @@ luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
+luban serve smollm2 --runtime-adapters --api-key "$KEY"   # adapters come and go: POST /v1/load_lora_adapter
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
 luban serve runs/answers --index index   # a model of luban rag train: its passages are summed out
 luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
@@ -57,6 +58,9 @@ class Arguments:
     # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
+    # take adapters while it runs, by POST /v1/load_lora_adapter, and let them go by /v1/unload_lora_adapter; whoever has the key
+    # can have any folder of this machine read as one
+    runtime_adapters: bool = False
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
     # of the index before a question at most; none: 5, or as in training for one of rag train
     passages: int | None = None
@@ -107,7 +111,19 @@ def words_of(args: Arguments, without: Sequence[str]) -> list[str]:
 
 
 def _refuse_unused(args: Arguments, argv: Sequence[str]) -> None:
-    """Raise UsageError for flags that would do nothing."""
+    """Raise UsageError for flags that would do nothing, or not what they say."""
+    from luban.core.errors import UsageError
+    from luban.serve.adapter_names import by_name
+
+    alone, named = by_name(args.adapter)
+    if not named and not args.runtime_adapters:
+        refuse_flags(argv, ("max_adapters",), "without --adapter NAME=DIR or --runtime-adapters")
+    if args.runtime_adapters and alone:
+        raise UsageError(f"--runtime-adapters takes adapters with names: give --adapter NAME={alone}")
+    if args.runtime_adapters and args.replicas > 1:
+        raise UsageError(
+            "--runtime-adapters is for one server, since a request reaches one of --replicas: leave one of them out"
+        )
     if args.index is None:
         refuse_flags(argv, ("passages", "rerank"), "without --index")
     if not args.draft and args.speculative == "none":
@@ -150,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
     _refuse_unused(args, argv)
     plan = args.plan.checked()
     from luban.load.model import load_model
-    from luban.serve.adapters import by_name
+    from luban.serve.adapter_names import by_name
     from luban.serve.engine import Engine
     from luban.serve.run import serve
 
@@ -170,6 +186,7 @@ def run(argv: Sequence[str]) -> None:
         log_requests=args.log_requests,
         log_text=args.log_text,
         history=args.history,
+        more_adapters=args.runtime_adapters,
     )
     if args.replicas > 1:
         from luban.serve.replicas.run import serve_replicas
@@ -207,6 +224,7 @@ def run(argv: Sequence[str]) -> None:
             batch_invariant=args.batch_invariant,
             adapters=named,
             max_adapters=args.max_adapters,
+            more_adapters=args.runtime_adapters,
             plan=plan,
             device=args.device,
         )
@@ -251,10 +269,10 @@ def _summed_out(args: Arguments, options: ServerOptions) -> tuple[Callable[[], L
             f"{args.model} finds the passages of its answers in an index: name one by --index, or serve "
             f"{args.model}/{GENERATOR}, which answers without"
         )
-    for name in ("adapter", "rerank"):
+    for name in ("adapter", "runtime_adapters", "rerank"):
         if getattr(args, name):
             raise UsageError(
-                f"--{name}: a model of rag train answers with its own generator and weighs its own passages"
+                f"--{name.replace('_', '-')}: a model of rag train answers with its own generator and weighs its own passages"
             )
     rag = load_rag(args.model, args.device, args.dtype)
     asker = RagAsker(Index(args.index, device=args.device), rag, args.passages)

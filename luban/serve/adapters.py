@@ -19,7 +19,7 @@ from torch import Tensor
 from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks, reserve_stacks
 from luban.adapters.base import AdapterConfig
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
+from luban.core.errors import ArtifactError, DataError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
 from luban.load.adapted import find_adapter, in_our_names, require_base
@@ -180,7 +180,10 @@ class AdapterPool:
 
     def _read(self, key: str, path: Path) -> ReadAdapter:
         """Read an adapter and check that it can be served over this model."""
-        stored = find_adapter(path)
+        try:
+            stored = find_adapter(path)
+        except OSError as error:
+            raise ArtifactError(f"the adapter at {path} can't be read: {error.strerror or error}") from None
         if stored.base_weights:
             require_base(stored, self._base_hash(), self.model.name)
         config, tensors = in_our_names(self.model, stored)
@@ -231,14 +234,3 @@ class AdapterPool:
             wide = all(p.dtype == torch.float32 for p in module.parameters())
             self._base = weights_hash(state_of(module if wide else load_model(self.model.path).module))
         return self._base
-
-
-def by_name(given: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """`--adapter` as given: one directory without a name, or any number of NAME=DIR. Raises UsageError for both."""
-    named = dict(each.split("=", 1) for each in given if "=" in each and not Path(each).exists())
-    alone = [each for each in given if each.partition("=")[0] not in named]
-    if len(alone) > 1 or (alone and named):
-        raise UsageError("several adapters need names to be asked for by: --adapter NAME=DIR --adapter OTHER=DIR")
-    if len(named) + len(alone) < len(given):
-        raise UsageError("two adapters have the same name: give each --adapter NAME=DIR another")
-    return (alone[0] if alone else None), named

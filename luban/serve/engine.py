@@ -212,10 +212,10 @@ class Engine:
         with self._stepping:
             self._drop_cancelled()
             self._admit()
-            self._sweep_adapters()
             found = self.batch.next_tokens(self._tell)
             self.batch.go_on([growing for growing, tokens in found if self._took(growing, tokens)])
             self._drop_cancelled()  # the rest of requests that broke
+            self._sweep_adapters()
             more = bool(self.running or self.waiting or self.arrived)
             if not (more and self.tells_later):
                 self._tell()

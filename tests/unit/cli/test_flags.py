@@ -68,6 +68,9 @@ def test_the_help_page_shows_them(verb, flag, said, capsys):
         (["serve", "nowhere", "--draft-tokens", "2"], "--draft-tokens does nothing without --draft or --speculative"),
         (["serve", "nowhere", "--swap-gb=4"], "--swap-gb does nothing without --preemption swap"),  # its default, too
         (["serve", "nowhere", "--log-text"], "--log-text does nothing without --log-requests"),
+        (["serve", "nowhere", "--max-adapters", "2"], "--max-adapters does nothing without --adapter NAME=DIR or"),
+        (["serve", "nowhere", "--runtime-adapters", "--replicas", "2"], "--runtime-adapters is for one server"),
+        (["serve", "nowhere", "--runtime-adapters", "--adapter", "runs/a"], "give --adapter NAME=runs/a"),
         (["generate", "nowhere", "x", "--draft-tokens", "2"], "--draft-tokens does nothing without --draft or"),
         (["generate", "nowhere", "x", "--length-penalty", "2"], "--length-penalty does nothing without --beams"),
         (["generate", "nowhere", "x", "--out", "a.jsonl"], "--out does nothing without --best-of N and --reward"),
@@ -86,6 +89,7 @@ def test_a_flag_that_would_do_nothing_is_refused(words, said, capsys):
         (["serve", "nowhere", "--speculative", "ngram", "--draft-tokens", "2"], "nowhere does not exist"),
         (["serve", "nowhere", "--preemption", "swap", "--swap-gb", "1"], "nowhere does not exist"),
         (["serve", "nowhere", "--log-requests", "--log-text"], "nowhere does not exist"),
+        (["serve", "nowhere", "--runtime-adapters", "--max-adapters", "2"], "nowhere does not exist"),
         (["generate", "nowhere", "x", "--beams", "2", "--length-penalty", "2"], "nowhere does not exist"),
     ],
 )

@@ -23,7 +23,7 @@ from luban.serve.api.app import OPEN, ServerOptions, create_app
 
 
 def test_every_route_needs_the_key_but_health_and_page(engine):
-    app = create_app(engine, api_key="k")
+    app = create_app(engine, ServerOptions(api_key="k", more_adapters=True))
     with TestClient(app, base_url=LOCAL) as client:
         asked = set()
         for route in app.routes:
