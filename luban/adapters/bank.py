@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.adapters.base import Adapter, AdapterConfig, adapters_of, weight_reader
-from luban.adapters.lora import LowRank
+from luban.adapters.lora import LoRA, LowRank
 from luban.adapters.stack import Chosen, LowRankStack
 from luban.core.errors import UnsupportedError
 from luban.kernels.row_groups import RowGroupBuffers
@@ -85,13 +85,14 @@ class Selection(Chosen):
 
 
 class Bank(nn.Module):
-    """The adapters at one projection that are in no stack, by name: each changes the outputs of its own tokens."""
+    """The adapters at one projection that are in no stack, by name: each changes the outputs of its own tokens. They are none of
+    its modules, so that they are no part of the model's weights, as stacks aren't."""
 
     reads_output = True
 
     def __init__(self, selection: Selection):
         super().__init__()
-        self.selection, self.held = selection, nn.ModuleDict()
+        self.selection, self.held = selection, dict[str, Adapter]()
 
     def forward(self, x_1NI: Tensor, y_1NO: Tensor, projection: Projection) -> Tensor:
         """(1, N, I) and (1, N, O) → (1, N, O)."""
@@ -160,6 +161,17 @@ def add_to_banks(
         else:
             adapter.requires_grad_(False)
             bank_at(owners[owner], projection, selection).held[name] = adapter.eval()
+
+
+def reserve_stacks(model: Model, selection: Selection) -> None:
+    """Make the stacks of all projections that LoRA adapts by default, of the smallest rank that is stored, before memory is divided
+    among what a server needs. Nothing is computed with them until an adapter is there."""
+    twin = build_model(model.spec, device="meta")
+    LoRA(rank=1).adapt(twin)
+    like, owners = next(p for p in model.parameters() if p.is_floating_point()), dict(matmul_owners(model))
+    for place, _ in adapters_of(twin):
+        owner, _, projection = place.rpartition(".adapters.")
+        stack_at(owners[owner], projection, selection, 1, like)
 
 
 def low_rank(adapter: Adapter) -> LowRank | None:

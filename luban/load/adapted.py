@@ -74,7 +74,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def find_adapter(path: Path) -> StoredAdapter:
-    """Open what is at `path`. Raises ArtifactError where it holds no adapter."""
+    """Open what is at `path`; of an unfinished run its last checkpoint, with a warning. Raises ArtifactError where it holds no
+    adapter."""
     if (path / PEFT_CONFIG).is_file():
         config = read_table(path / PEFT_CONFIG)
         if not (path / PEFT_WEIGHTS).is_file():
@@ -95,6 +96,8 @@ def find_adapter(path: Path) -> StoredAdapter:
     if not is_adapter(run):
         raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
     manifest, home = read_manifest(run), run
+    if manifest.status != "finished" and not (run / "checkpoints").is_dir():
+        raise ArtifactError(f"{path} is unfinished ({run}), and has no checkpoint yet")
     place = chosen_checkpoint(run, manifest) if (run / "checkpoints").is_dir() else run
     if place == run and run.parent.name == "checkpoints":
         home = run.parent.parent

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -93,3 +94,37 @@ def test_data_made_with_other_settings_is_refused(benchmark, tmp_path, name, wor
     with pytest.raises(SystemExit, match=rf"{others[0].removeprefix('--')} .* \(now {others[1]}\): give another --out"):
         benchmark(name, *words, *others, **step)
     assert len(made) == 2
+
+
+class PromptsOfZeros:
+    """In the place of prompts whose attention is computed."""
+
+    def __init__(self, tokens, start, count):
+        self.counts, self.flops = [count] * (tokens // count), 1
+
+    def paged(self, own):
+        return torch.zeros(1) + own
+
+    def dense(self):
+        return lambda: torch.zeros(1)
+
+    flash4 = dense
+
+
+def test_attention_of_prompts_that_is_not_timed_prints_no_times(benchmark, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for more, pool, own in (([], "computed", "computed"), (["--check"], "off by 0", "off by 1")):
+        benchmark("paged_prompts", "--tokens", 16, "--once", *more, Prompts=PromptsOfZeros)
+        lines = capsys.readouterr().out.splitlines()
+        assert "nan" not in " ".join(lines) and "TFLOP" not in " ".join(lines)
+        assert lines[0] == "4 chunks of 4 tokens, from the beginning" and len(lines) > 10
+        assert lines[1].split("from the pool")[1].strip() == pool
+        assert lines[2].split("own keys in place")[1].strip() == own
+
+
+def test_attention_of_prompts_without_a_gpu_says_what_it_takes(benchmark, monkeypatch, capsys):
+    for variable, words in (("", ["--once"]), ("1", [])):
+        monkeypatch.setenv("TRITON_INTERPRET", variable)
+        with pytest.raises(SystemExit):
+            benchmark("paged_prompts", *words, DEVICE="cpu", Prompts=PromptsOfZeros)
+        assert "TRITON_INTERPRET=1 and --once" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from luban.core.errors import ArtifactError, DataError, LineageError, Unsupporte
 from luban.load.adapted import StoredAdapter, put_in
 from luban.models.build import build_model, state_of
 from luban.serve import adapters
-from luban.serve.adapters import by_name
+from luban.serve.adapter_names import by_name
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_a_run_holds_what_is_trained_and_goes_on_where_it_stopped(recipe, base, 
     assert not torch.equal(m.module(x), plain.module(x)) and torch.equal(m.module(x), over.module(x))
     kept = state_of(m.module)
     assert all(torch.equal(kept[name], tensor) for name, tensor in state_of(plain.module).items())
+
+
+def test_an_unfinished_run_of_adapters_is_used_with_a_word(recipe, base, tmp_path, capsys):
+    """Over its base, by its own name and by a name in an engine alike; without a checkpoint there is nothing to use."""
+    run = pretrain(recipe, tmp_path / "run")
+    wanted = load_model(base, adapter=run).adapter.weights
+    unfinished = run.rename(tmp_path / "run.incomplete")
+    manifest = json.loads((unfinished / "manifest.json").read_text())
+    (unfinished / "manifest.json").write_text(json.dumps({**manifest, "status": "unfinished", "content_hash": ""}))
+    capsys.readouterr()
+    assert load_model(base, adapter=run).adapter.weights == wanted
+    said = f"{unfinished} is an unfinished run: its last checkpoint so far, step_{recipe.train.steps:06d}, is used"
+    assert said in capsys.readouterr().err
+    pool = Engine(load_model(base), adapters={"a": run}).adapters
+    assert pool is not None and pool.held == ["a"]
+    shutil.rmtree(unfinished / "checkpoints")
+    for use in (lambda: load_model(base, adapter=run), lambda: Engine(load_model(base), adapters={"a": run})):
+        with pytest.raises(ArtifactError, match=r"run is unfinished .* and has no checkpoint yet"):
+            use()
 
 
 def test_precision_of_the_frozen_base(recipe):
