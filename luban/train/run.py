@@ -32,12 +32,12 @@ from luban.load.model import LoadedModel
 from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
+from luban.models.stack import stacks_of
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.embedding import add_noise, shrink_gradient
 from luban.nn.float8 import require_float8
 from luban.objectives.base import Objective
 from luban.parallel.apply import Execution, apply
-from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.device import choose_device, keep_freed_memory, multiplies_bf16, set_determinism
 from luban.parallel.engine import TrainEngine

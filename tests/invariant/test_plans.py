@@ -32,6 +32,7 @@ from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
 from luban.models.build import build_model
 from luban.models.spec import spec_to_dict, uniform
+from luban.models.stack import stacks_of
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.moe.top_k import TopK
@@ -39,7 +40,6 @@ from luban.objectives.causal import Causal
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.engine import TrainEngine
 from luban.parallel.expert import check_experts
