@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luban.adapters.base import AdapterConfig
 from luban.adapters.peft.layout import Names, PeftFiles, layout_of
+from luban.adapters.peft.tasks import spec_under
 from luban.checkpoint.reader import CheckpointReader
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Manifest, read_manifest, read_table
@@ -123,22 +124,36 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
     """
     found = weights_hash(state_of(m.module))
     require_base(adapter, found, base)
-    if adapter.spec is not None and adapter.spec.head != m.spec.head:
-        m = under_head(m, adapter.spec)
+    spec, drawn = spec_with(m, adapter), set()
+    if spec.head != m.spec.head:
+        m, drawn = under_head(m, spec)
     config, tensors = in_our_names(m, adapter)
+    for name in sorted(drawn - tensors.keys()):
+        raise ArtifactError(
+            f"{adapter.path} lacks the tensor {name} of the head that it was trained under, as does {base}"
+        )
     put_in(m.module, config, tensors, adapter.path)
     store_column_major(m.module)
     return replace(m, adapter=ActiveAdapter(config, base, found, weights_hash(tensors)), module=m.module.eval())
 
 
+def spec_with(m: LoadedModel, adapter: StoredAdapter) -> ModelSpec:
+    """The specification of the model with the adapter, whose head may be another than the model's."""
+    if isinstance(adapter.tensors, PeftFiles):
+        return spec_under(m.spec, format_at(m), adapter.tensors)
+    return m.spec if adapter.spec is None else adapter.spec
+
+
 @torch.no_grad()
-def under_head(m: LoadedModel, spec: ModelSpec) -> LoadedModel:
-    """The model with the head of `spec`, which the adapter holds."""
-    module, kept = build_model(spec, seed=0), state_of(m.module)
+def under_head(m: LoadedModel, spec: ModelSpec) -> tuple[LoadedModel, set[str]]:
+    """The model with the head of `spec`, and the names of the head's tensors that the model lacks."""
+    module, kept, drawn = build_model(spec, seed=0), state_of(m.module), set()
     for name, tensor in state_of(module).items():
-        if not name.startswith("head."):
+        if name in kept and (kept[name].shape == tensor.shape or not name.startswith("head.")):
             tensor.copy_(kept[name])
-    return replace(m, spec=spec, module=module)
+        else:
+            drawn.add(name)
+    return replace(m, spec=spec, module=module), drawn
 
 
 def require_base(adapter: StoredAdapter, found: str, base: str) -> None:

@@ -141,7 +141,7 @@ def pack_frozen(module: nn.Module, kind: PackedKind) -> None:
         held = list(owner.projections().values())
         if not all(projection.parameter_roles["weight"] in HIDDEN for projection in held):
             continue
-        if any(projection.weight.requires_grad for projection in held):
+        if any(parameter.requires_grad for projection in held for parameter in projection.parameters(recurse=False)):
             raise ConfigError(
                 f"{name} is trained, so its weights can't be packed: leave it out of adapter.modules_to_save"
             )

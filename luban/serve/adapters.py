@@ -14,7 +14,7 @@ from luban.checkpoint.weights import weights_hash
 from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
-from luban.load.adapted import find_adapter, in_our_names, require_base
+from luban.load.adapted import find_adapter, in_our_names, require_base, spec_with
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
 from luban.serve.scheduler import Chunk
@@ -89,6 +89,11 @@ class AdapterPool:
         stored = find_adapter(Path(self.known[name]))
         if stored.base_weights:
             require_base(stored, self._base_hash(), self.model.name)
+        if (head := spec_with(self.model, stored).head) != self.model.spec.head:
+            raise UnsupportedError(
+                f"the adapter {name} has a head of its own, {head.registry.name_of(type(head))}, which the requests of others have "
+                "not: load it alone, by --adapter DIR"
+            )
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, name, invariant=self.invariant)
         if config.base != "float":
