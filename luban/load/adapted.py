@@ -83,18 +83,11 @@ def find_adapter(path: Path) -> StoredAdapter:
         files = PeftFiles(config, read_tensors(path / PEFT_WEIGHTS))
         base = config.get("base_model_name_or_path") or ""
         known = read_table(path / BASE) if (path / BASE).is_file() else {}
-        packed = known.get("base", "float")
-        if packed not in ("float", *KINDS):
-            raise ArtifactError(f"{path / BASE} has base = {packed!r}: float or one of {', '.join(KINDS)} is needed")
         weights = str(known.get("weights_hash", ""))
-        return StoredAdapter(path=path, tensors=files, base=base, base_weights=weights, packed=packed)
+        return StoredAdapter(path=path, tensors=files, base=base, base_weights=weights, packed=base_kept(path))
     from luban.load.model import chosen_checkpoint
 
-    run = path if path.is_dir() else incomplete_path(path)
-    if not run.is_dir():
-        raise ArtifactError(f"{path} does not exist: an adapter is a run of adapters or a PEFT directory")
-    if not is_adapter(run):
-        raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
+    run = _run_of(path)
     manifest, home = read_manifest(run), run
     place = chosen_checkpoint(run, manifest) if (run / "checkpoints").is_dir() else run
     if place == run and run.parent.name == "checkpoints":
@@ -110,6 +103,27 @@ def find_adapter(path: Path) -> StoredAdapter:
         spec=read_spec(place),
         home=home,
     )
+
+
+def base_kept(path: Path) -> Literal["float", "int8", "nf4"]:
+    """How the model under the adapter at `path` was kept (`AdapterConfig.base`), without reading the adapter's tensors. Raises
+    ArtifactError where there is no adapter."""
+    if not (path / PEFT_CONFIG).is_file():
+        return from_dict(AdapterConfig, read_manifest(_run_of(path)).config["adapter"], "adapter").base
+    packed = read_table(path / BASE).get("base", "float") if (path / BASE).is_file() else "float"
+    if packed not in ("float", *KINDS):
+        raise ArtifactError(f"{path / BASE} has base = {packed!r}: float or one of {', '.join(KINDS)} is needed")
+    return packed
+
+
+def _run_of(path: Path) -> Path:
+    """The run of adapters at `path`, which may be unfinished."""
+    run = path if path.is_dir() else incomplete_path(path)
+    if not run.is_dir():
+        raise ArtifactError(f"{path} does not exist: an adapter is a run of adapters or a PEFT directory")
+    if not is_adapter(run):
+        raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
+    return run
 
 
 def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> LoadedModel:

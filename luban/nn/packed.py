@@ -129,6 +129,17 @@ class NF4(Packed):
 KINDS: dict[str, PackedKind] = {"int8": Int8Rows, "nf4": NF4}
 
 
+def packed_kind(module: nn.Module) -> str | None:
+    """How the matrices of the layers inside `module` are packed: a name of KINDS, "other" (for inference alone), or None where they
+    aren't."""
+    from luban.nn.linear import matmul_owners
+
+    held = [part for _, owner in matmul_owners(module) if owner.packed is not None for part in owner.packed.values()]
+    if not held:
+        return None
+    return next((name for name, kind in KINDS.items() if all(type(part) is kind for part in held)), "other")
+
+
 @torch.no_grad()
 def pack_frozen(module: nn.Module, kind: PackedKind) -> None:
     """Pack the matrices of the layers inside `module`, in place; embeddings, norms and the head stay as they are.

@@ -14,9 +14,10 @@ from luban.checkpoint.weights import weights_hash
 from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
-from luban.load.adapted import find_adapter, in_our_names, require_base, spec_with
+from luban.load.adapted import base_kept, find_adapter, in_our_names, require_base, spec_with
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
+from luban.nn.packed import KINDS, pack_frozen, packed_kind
 from luban.serve.scheduler import Chunk
 
 MOST = 16  # adapters in memory
@@ -24,6 +25,8 @@ MOST = 16  # adapters in memory
 
 class AdapterPool:
     """The adapters of an engine.
+
+    Where all of them were trained over the model packed in the same way (`adapter.base`), it is packed so, once, in place.
 
     Args:
         model: which they are for, without one of its own.
@@ -45,6 +48,20 @@ class AdapterPool:
         self.selection = Selection(most, 1, float_parameter(model.module).device, invariant=invariant)
         self._held: OrderedDict[str, str] = OrderedDict()  # name → identity, the least recently used first
         self._base = ""
+        self._share_packed()
+
+    def _share_packed(self) -> None:
+        """Pack the model as all of its adapters had it in training; then requests without one meet it packed, too."""
+        kept = {base_kept(Path(path)) for path in self.known.values()}
+        if self.invariant or len(kept) != 1 or kept == {"float"} or packed_kind(self.model.module) is not None:
+            return
+        self._base_hash()  # of the floats
+        (kind,) = kept
+        pack_frozen(self.model.module.requires_grad_(False), KINDS[kind])
+        warn(
+            f"all adapters were trained over weights in {kind}, so {self.model.name} is kept in {kind} once for all of them, and "
+            "answers so without an adapter, too"
+        )
 
     def start(self, tokens: int) -> None:
         """Read as many adapters as may be in memory, so that the memory for them is taken before the rest is divided.
@@ -96,10 +113,11 @@ class AdapterPool:
             )
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, name, invariant=self.invariant)
-        if config.base != "float":
+        if config.base != "float" and packed_kind(self.model.module) != config.base:
             warn(
                 f"the adapter {name} was trained over weights in {config.base}, and is served by name over those of {self.model.name} "
-                f"as they are, so that its answers differ somewhat: --adapter {stored.path} alone keeps them in {config.base}"
+                f"as they are, so that its answers differ somewhat: alone, or beside others over weights in {config.base}, it has them "
+                "packed"
             )
         while len(self._held) >= self.most:
             self.drop(next(held for held in self._held if held not in in_use))
@@ -136,7 +154,7 @@ class AdapterPool:
         in memory."""
         if not self._base:
             module = self.model.module
-            wide = all(p.dtype == torch.float32 for p in module.parameters())
+            wide = packed_kind(module) is None and all(p.dtype == torch.float32 for p in module.parameters())
             self._base = weights_hash(state_of(module if wide else load_model(self.model.path).module))
         return self._base
 

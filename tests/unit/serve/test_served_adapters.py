@@ -21,6 +21,7 @@ from luban.adapters.series import Houlsby, Pfeiffer
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
 from luban.load.adapted import StoredAdapter, put_in
 from luban.models.build import build_model, state_of
+from luban.nn.packed import KINDS, pack_frozen, packed_kind
 from luban.serve import adapters
 from luban.serve.adapters import by_name
 
@@ -58,6 +59,32 @@ def test_what_reads_weights_is_refused_over_int8(served, tmp_path):
     engine, (text,) = Engine(load_model(base, dtype="int8"), adapters=gains), prompts(1)
     wanted = Engine(load_model(base, dtype="int8", adapter=tmp_path / "i")).generate(text, GREEDY)[0].token_ids
     assert engine.generate(text, GREEDY, adapters="i")[0].token_ids == wanted
+
+
+def test_adapters_over_one_packed_model_share_it(served, tmp_path, capsys):
+    """What each computes alone, over weights that are packed once; among others, or batch-invariant, over floats, with a warning."""
+    base, made = served
+    kinds = {"a": LoRA(rank=3, base="nf4"), "b": LoRA(rank=2, targets=("q", "down"), base="nf4"), "i": IA3(base="nf4")}
+    packed = {name: write_adapter(base, config, tmp_path / name) for name, config in kinds.items()}
+    engine, texts = Engine(load_model(base), adapters=packed, max_adapters=2), prompts(5)
+    assert "trained over weights in nf4, so base is kept in nf4 once for all of them" in capsys.readouterr().err
+    assert packed_kind(engine.model.module) == "nf4"
+    plain = load_model(base)
+    pack_frozen(plain.module.requires_grad_(False), KINDS["nf4"])
+    floats = Engine(load_model(base)).generate(texts, GREEDY)
+    for _ in range(2):
+        results = engine.generate(texts, GREEDY, adapters=["a", "b", "", "i", "a"])
+        wanted = [alone(base, packed[name], text) for name, text in zip(("a", "b"), texts, strict=False)]
+        wanted += [Engine(plain).generate(texts[2], GREEDY)[0].token_ids]
+        wanted += [alone(base, packed[name], text) for name, text in zip(("i", "a"), texts[3:], strict=True)]
+        assert [result.token_ids for result in results] == wanted
+    assert [result.token_ids for result in floats] != wanted
+    assert Engine(engine.model, adapters=packed).generate(texts[0], GREEDY, adapters="a")[0].token_ids == wanted[0]
+    assert "answers differ somewhat" not in capsys.readouterr().err
+    for given in ({"adapters": {**packed, "c": made["c"]}}, {"adapters": {"a": packed["a"]}, "batch_invariant": True}):
+        mixed = Engine(load_model(base), **given)
+        assert packed_kind(mixed.model.module) is None
+        assert "the adapter a was trained over weights in nf4, and is served by name" in capsys.readouterr().err
 
 
 def test_the_least_recently_used_adapter_goes(served):

@@ -159,7 +159,7 @@ def test_adapters_of_upper_layers(adapter, recipe, base, tmp_path):
 
 @pytest.mark.parametrize("kept", ["int8", "nf4"])
 def test_peft_directories_remember_a_packed_base(kept, recipe, base, tmp_path, capsys):
-    """What is read again computes what the run does; served by name, over floats, there is a warning."""
+    """What is read again computes what the run does; served by name, too, as is said."""
     run = pretrain(replace(recipe, adapter=LoRA(rank=2, base=kept)), tmp_path / "run")
     assert main(["export", str(run), "--out", str(tmp_path / "adapter")]) == 0
     assert f"it was trained over weights in {kept}" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_peft_directories_remember_a_packed_base(kept, recipe, base, tmp_path, c
     with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
         merged(again)
     Engine(load_model(base), adapters={"a": tmp_path / "adapter"})
-    assert f"the adapter a was trained over weights in {kept}, and is served by name" in capsys.readouterr().err
+    assert f"all adapters were trained over weights in {kept}, so run is kept in {kept} once" in capsys.readouterr().err
 
 
 def test_adapters_are_exported_in_a_given_precision(recipe, tmp_path):
