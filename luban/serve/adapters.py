@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks
+from luban.adapters.bank import Selection, add_to_banks, bankable, remove_banks, remove_from_banks, serves_adapters
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import DataError, UnsupportedError, UsageError, nearest
+from luban.core.errors import DataError, LubanError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
 from luban.load.adapted import base_kept, find_adapter, in_our_names, require_base, spec_with
@@ -71,14 +71,23 @@ class AdapterPool:
 
         Raises:
             DataError, ArtifactError, LineageError, UnsupportedError: as `hold` does, for one that can't be served; of those
-                beyond `most`, which are read when they are asked for, where there is none at its path.
+                beyond `most`, which are read when they are asked for, where there is none at its path. The model is then as it was.
+            UsageError: the model has adapters of another engine.
         """
+        if serves_adapters(self.model.module):
+            raise UsageError(
+                f"{self.model.name} serves the adapters of another engine: load the model again for this one"
+            )
         slots, device = max(1, min(self.most, len(self.known))), float_parameter(self.model.module).device
         self.selection = Selection(slots, tokens, device, invariant=self.invariant)
-        for name in list(self.known)[: self.most]:
-            self.hold(name, ())
-        for name in list(self.known)[self.most :]:
-            find_adapter(Path(self.known[name]))
+        try:
+            for name in list(self.known)[: self.most]:
+                self.hold(name, ())
+            for name in list(self.known)[self.most :]:
+                find_adapter(Path(self.known[name]))
+        except LubanError:
+            remove_banks(self.model.module)
+            raise
 
     def require(self, name: str) -> None:
         """Raise DataError for an unknown name."""

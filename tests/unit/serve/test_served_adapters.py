@@ -79,12 +79,28 @@ def test_adapters_over_one_packed_model_share_it(served, tmp_path, capsys):
         wanted += [alone(base, packed[name], text) for name, text in zip(("i", "a"), texts[3:], strict=True)]
         assert [result.token_ids for result in results] == wanted
     assert [result.token_ids for result in floats] != wanted
-    assert Engine(engine.model, adapters=packed).generate(texts[0], GREEDY, adapters="a")[0].token_ids == wanted[0]
     assert "answers differ somewhat" not in capsys.readouterr().err
-    for given in ({"adapters": {**packed, "c": made["c"]}}, {"adapters": {"a": packed["a"]}, "batch_invariant": True}):
+    for given in (
+        {"adapters": {**packed, "c": made["c"]}},
+        {"adapters": {"invariant": packed["b"]}, "batch_invariant": True},
+    ):
         mixed = Engine(load_model(base), **given)
         assert packed_kind(mixed.model.module) is None
-        assert "the adapter a was trained over weights in nf4, and is served by name" in capsys.readouterr().err
+        said = f"the adapter {next(iter(given['adapters']))} was trained over weights in nf4, and is served by name"
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_has_the_adapters_of_one_engine(served, tmp_path):
+    """A second engine would meet those of the first; one that wasn't made leaves none behind."""
+    base, made = served
+    m, (text,) = load_model(base), prompts(1)
+    head = write_adapter(base, LoRA(rank=2, targets=("lm_head",)), tmp_path / "head")
+    with pytest.raises(UnsupportedError, match="changes more than the layers' projections"):
+        Engine(m, adapters={"a": made["a"], "c": made["c"], "h": head})
+    engine = Engine(m, adapters=made)
+    with pytest.raises(UsageError, match="base serves the adapters of another engine: load the model again"):
+        Engine(m, adapters=made)
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
 
 
 def test_the_least_recently_used_adapter_goes(served):
@@ -182,6 +198,7 @@ def test_every_kind_alone_and_by_name(name, served, monkeypatch, capsys):
     assert Engine(m).generate(text, GREEDY)[0].token_ids == ids[len(text) :]
     stored = StoredAdapter(path=base, config=config, tensors=tensors)
     monkeypatch.setattr(adapters, "find_adapter", lambda path: stored)
+    monkeypatch.setattr(adapters, "base_kept", lambda path: "float")
     if not reason:
         engine = Engine(load_model(base), adapters={"x": base})
         assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == ids[len(text) :]
