@@ -133,9 +133,9 @@ class AdapterConfig(Variant):
 
     def merge(self, model: Model) -> None:
         """Change the model's weights so that it computes the same without the adapters, and take these out."""
+        instead = "export without --merge" if self.peft else "Luban reads the run itself, as a model or by --adapter"
         raise UnsupportedError(
-            f"adapters of type {self.registry.name_of(type(self))} are no change of weights, so they can't be merged: "
-            "export without --merge"
+            f"adapters of type {self.registry.name_of(type(self))} are no change of weights, so they can't be merged: {instead}"
         )
 
 

@@ -36,7 +36,7 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
         kind = config.registry.name_of(type(config))
         raise UnsupportedError(
             f"PEFT has no adapter that computes what {kind} does, so {m.name} isn't written in its layout: "
-            f"luban generate, chat and serve read the run itself (--adapter {m.path})"
+            f"Luban reads the run itself, as a model or by --adapter"
         )
     parameters(m.module)  # refused where a tensor holds NaN
     form = format_at(m)

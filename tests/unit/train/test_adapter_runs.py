@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from luban import Engine
 from luban.adapters.ia3 import IA3
 from luban.adapters.lora import LoRA
 from luban.adapters.prompt import PromptTuning
+from luban.cli.export import say_offset
 from luban.cli.main import main
 from luban.core.artifact import read_manifest
 from luban.core.config import from_dict
@@ -181,6 +183,12 @@ def test_adapters_are_exported_in_a_given_precision(recipe, tmp_path):
         assert main(["export", str(run), "--dtype", dtype, "--out", str(tmp_path / dtype)]) == 0
         with safe_open(tmp_path / dtype / "adapter_model.safetensors", "pt") as held:
             assert {str(held.get_tensor(name).dtype) for name in held.keys()} == {f"torch.{dtype}"}  # noqa: SIM118
+
+
+def test_how_scores_of_an_exported_reward_model_differ_is_said(capsys):
+    for offset, said in ((-0.25, "those of luban score on rm plus -0.25"), (0.0, "")):
+        say_offset(SimpleNamespace(name="rm", manifest=SimpleNamespace(figures={"score_offset": offset})))  # type: ignore[arg-type]
+        assert said in (text := capsys.readouterr().err) and bool(text) == bool(said)
 
 
 def test_modules_beside_a_prompt_are_not_lost_in_an_export(recipe, tmp_path):
