@@ -167,8 +167,9 @@ class Optimizer:
             for algorithm in self.algorithms:
                 algorithm.step(factor, update)
 
-    def finish(self) -> None:
-        """Wait for an update that is still running; there is none."""
+    def finish(self) -> bool:
+        """Wait for an update that is still running; whether there was one: there is none."""
+        return False
 
     def averages(self) -> dict[str, Tensor]:
         """The weights that the model is evaluated and saved with, by name, where they aren't the parameters."""

@@ -176,7 +176,8 @@ def apply(
     params: ShardedParams | MixedPrecisionParams
     if offloads:
         dtype = COMPUTE[execution.precision]
-        params = HostParams(model, dtype, execution.device, partial(_pool, plan, execution.device), fixed=fixed)
+        pool = partial(_pool, plan, execution.device)
+        params = HostParams(model, dtype, execution.device, pool, fixed=fixed, delayed=plan.offload_delay)
         params.place(loss)
     elif plan.keeps_weights:
         from luban.parallel.whole_weights import WholeWeights

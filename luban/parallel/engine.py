@@ -202,7 +202,7 @@ class TrainEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """(summed loss in nats, targets) of a held-out batch."""
-        self.optimizer.finish()
+        self._finish_update()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
         with self._without_randomness(), self._averaged():
@@ -218,7 +218,7 @@ class TrainEngine:
         Args:
             batch: the same in every process, its rows a multiple of the processes and micro-batches.
         """
-        self.optimizer.finish()
+        self._finish_update()
         weight = 1 / max(batch.target_count, 1)
         with self._without_randomness():
             self.runner.train(list(self._micro_batches(batch, weight, share=False)), weight)
@@ -226,6 +226,11 @@ class TrainEngine:
         self.params.clear()
         self.routers.figures(torch.zeros((), device=self.device))  # not those of a step
         return found
+
+    def _finish_update(self) -> None:
+        """Let an update that is still running end, and its weights arrive."""
+        if self.optimizer.finish():
+            self.params.gather()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -252,18 +257,18 @@ class TrainEngine:
     def held(self) -> dict[str, dict[str, Region]]:
         """What this process has of the weights under "model" (the fp32 ones, where there are such) and of the optimizer's state
         under "optimizer", as views of the tensors that the next step changes."""
-        self.optimizer.finish()
+        self._finish_update()
         return held(self.params, self.optimizer, self.placements)
 
     def take_up(self, stored: Stored) -> None:
         """Go on from a checkpoint that was saved under any plan, of which this process reads its own part."""
-        self.optimizer.finish()
+        self._finish_update()
         take_up(stored, self.params, self.optimizer, self.placements)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Weights and optimizer state as `held`, but whole in every process, as a run in one process has them. Every process
         must call it."""
-        self.optimizer.finish()
+        self._finish_update()
         model = self._whole({**self.params.state_dict(), **self.optimizer.averages()}, lambda name: name)
         return {"model": model, "optimizer": self._whole(self.optimizer.state_dict(), parameter_of)}
 
@@ -278,7 +283,7 @@ class TrainEngine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave, of a run under any plan."""
-        self.optimizer.finish()
+        self._finish_update()
         mine = self.placements.cut
         self.params.load_state_dict({name: mine(name, state["model"][name]) for name in self.params.state_dict()})
         optimizer = {}

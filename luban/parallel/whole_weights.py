@@ -1,10 +1,10 @@
 """ZeRO 1 and 2 (Rajbhandari et al. 2020): weights are whole in every process, in the dtype of the matmuls; fp32 weights, gradients and
 optimizer state are divided.
 
-Of a parameter with n rows process r of N has rows r·c to (r + 1)·c, c = ⌈n/N⌉. Nothing is copied to be sent. As soon as the
-backward pass has the gradients of a layer, their rows go from where they are to the processes that have them, in the
-dtype in which they were computed, and are summed there in fp32. The optimizer writes its rows of the whole weights, which are gathered
-in place, layer by layer, while the next step begins.
+Of a parameter with n rows process r of N has rows r·c to (r + 1)·c, c = ⌈n/N⌉. As soon as the backward pass has the gradients of a
+layer, their rows go to the processes that have them, one message to each, in the dtype in which they were computed, and are summed
+there in fp32. The optimizer writes its rows of the whole weights, which are gathered in place, layer by layer, while the next step
+begins.
 """
 
 from __future__ import annotations
@@ -150,27 +150,20 @@ class WholeWeights(ShardedParams):
 
     def _sum_rows(self, found: Found) -> dict[str, Tensor]:
         """This process's rows of the sums of gradients over all processes."""
-        mine = [gradient[slice(*rows_of(gradient.shape[0], self.rank, self.size))] for _, gradient in found]
-        sizes = [part.numel() for part in mine]
-        arrived = mine[0].new_empty(self.size, sum(sizes))  # by rank, so that all processes sum in the same order
-        torch.cat([part.reshape(-1) for part in mine], out=arrived[self.rank])
-        operations: list[dist.P2POp] = []
-        for distance in range(1, self.size):
-            to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
-            rows = arrived[source].split(sizes)
-            for tag, ((_, gradient), part) in enumerate(zip(found, rows, strict=True)):
-                theirs = gradient[slice(*rows_of(gradient.shape[0], to, self.size))]
-                for send, tensor, peer in ((dist.isend, theirs, to), (dist.irecv, part, source)):
-                    if tensor.numel():
-                        message = dist.P2POp(send, tensor, group=self.group, group_peer=peer, tag=tag)  # type: ignore[arg-type]
-                        operations.append(message)
-        for work in dist.batch_isend_irecv(operations) if operations else ():
-            work.wait()
+        parts = [[self._rows(gradient, rank) for _, gradient in found] for rank in range(self.size)]
+        numbers, mine = [sum(part.numel() for part in theirs) for theirs in parts], parts[self.rank]
+        sent = torch.cat([part.reshape(-1) for theirs in parts for part in theirs])
+        arrived = sent.new_empty(self.size, numbers[self.rank])  # by rank, so that all processes sum in the same order
+        dist.all_to_all_single(arrived.view(-1), sent, [numbers[self.rank]] * self.size, numbers, group=self.group)
         summed = arrived.sum(0, dtype=torch.promote_types(arrived.dtype, torch.float32))
         for copies in self.copies_of:
             dist.all_reduce(summed, group=copies)
-        parts = zip(found, summed.split(sizes), mine, strict=True)
-        return {name: part.view(own.shape) for (name, _), part, own in parts}
+        rows = zip(found, summed.split([part.numel() for part in mine]), mine, strict=True)
+        return {name: row.view(part.shape) for (name, _), row, part in rows}
+
+    def _rows(self, gradient: Tensor, rank: int) -> Tensor:
+        """The rows of a parameter that a process has."""
+        return gradient[slice(*rows_of(gradient.shape[0], rank, self.size))]
 
     def gradients(self) -> dict[str, Tensor]:
         """This process's rows of every parameter that the step has reached."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
-from luban.planner.memory import FP32, MemoryPrediction
+from luban.planner.memory import FP32, MemoryPrediction, gathered_elements
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
 from luban.planner.pipeline.timeline import Timeline, timeline
@@ -66,6 +66,9 @@ class Distribution:
         if plan.pipeline > 1:  # every stash is of one of the process's stages
             stash, stages = peak_stash(plan, self.spread.pieces)[process], 1 / plan.stages
         parts = plan.tensor * plan.context
+        activations = whole.activations / parts
+        if plan.remat == "none" and whole.activations:
+            activations += graph.itemsize * gathered_elements(graph) * (1 / plan.context - 1 / parts)
         return replace(
             whole,
             parameters=int(parameters),
@@ -73,7 +76,7 @@ class Distribution:
                 ((held - apart) / shards + apart) * whole.optimizer if shards > 1 else held * whole.optimizer
             ),
             gradients=int(gradients),
-            activations=int(whole.activations * stash * stages / parts),
+            activations=int(activations * stash * stages),
             transient=int(whole.transient / parts),
         )
 

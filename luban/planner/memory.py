@@ -41,6 +41,7 @@ from luban.planner.remat.chain import Chain, Schedule
 from luban.planner.remat.schedules import nearest_schedule, schedule_of
 
 FP32, HALF = 4, 2  # bytes
+COLUMNS = frozenset({"q", "k", "v", "gate", "up"})  # roles of matrices that the axis tensor divides by columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +255,13 @@ def computed_fraction(op: Op) -> float:
 def joint_parameters(graph: OpGraph) -> int:
     """Number of weights that joint matmuls concatenate: queries, keys and values; gate and up."""
     return sum(op.parameters for op in graph.ops if op.fusion_group)
+
+
+def gathered_elements(graph: OpGraph) -> int:
+    """Elements of the inputs of matrices that the axis tensor divides by columns. It gathers them whole, and they are saved so where
+    nothing is computed again."""
+    inputs = {op.inputs[0] for op in graph.ops if op.layer and op.role in COLUMNS}
+    return sum(graph.value(name).elements for name in inputs)
 
 
 def _weights(op: Op) -> int:

@@ -26,7 +26,7 @@ class Traffic:
     """What one kind of message along one axis amounts to in a step."""
 
     axis: str  # of the plan
-    collective: str  # all-reduce, all-gather, reduce-scatter, send
+    collective: str  # all-reduce, all-gather, reduce-scatter, all-to-all, send
     what: str
     bytes: int  # that one process sends
     count: int = 0  # messages; 0: as many as buckets or layers make them
@@ -123,7 +123,7 @@ class Spread:
             # weights that stay whole have gradients that are sent as they are; summed over micro-batches they are wider
             narrow = plan.keeps_weights and (plan.zero == 2 or self.pieces == 1)
             summed = reductions * _part(count * self.weight_bytes if narrow else gradient, shards)
-            collective = "send" if plan.keeps_weights else "reduce-scatter"
+            collective = "all-to-all" if plan.keeps_weights else "reduce-scatter"
             yield Traffic(axis="shard", collective=collective, what="gradients", bytes=summed)
         summed = 2 * reductions * _part(gradient // shards, copies)
         yield Traffic(axis="replicate", collective="all-reduce", what="gradients", bytes=summed)

@@ -35,7 +35,7 @@ class DecodeGraphs(RecordedForwards):
         adapters, backend, agree: as in `RecordedForwards`.
     """
 
-    what, needed = "single tokens", 1
+    what, needed, at_start = "single tokens", 1, SMALL_SIZES
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class DecodeGraphs(RecordedForwards):
         logits = self._replayed(size)
         return None if logits is None else logits[: len(chunks)]
 
-    def _fill(self, chunks: Sequence[Chunk], size: int, tokens_B: Tensor | None) -> None:
-        """Copy what the graph reads to the device."""
+    def _fill(self, chunks: Sequence[Chunk], size: int, tokens_B: Tensor | None = None) -> None:
+        """See `RecordedForwards`."""
         self._await_copies()
         block, count = self.cache.block_size, len(chunks)
         starts = [chunk.start for chunk in chunks]

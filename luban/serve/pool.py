@@ -152,6 +152,9 @@ def make_pool(
     graphs, prompts = None, None
     if recorded:
         graphs, prompts = recorded_forwards(module, cache, sequences, tokens, adapters, backend, agree)
+        for each in (graphs, prompts):
+            if each is not None:
+                each.start()
     host = HostBlocks(cache, host_blocks) if host_blocks else None
     made = runner(module, cache, settings.kernel, graphs, host, backend, adapters, prompts)
     return Pool(made, budget, blocks, host_blocks)

@@ -44,6 +44,7 @@ class PromptGraphs(RecordedForwards):
     """
 
     what, needed = "prompts", 2  # recording costs more than one forward saves
+    at_start = tuple(1 << power for power in range(SMALLEST.bit_length() - 1, MANY.bit_length()))
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class PromptGraphs(RecordedForwards):
         return size // self._step + min(self._sequences, size // 2)
 
     def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
-        """Copy what the graph reads to the device."""
+        """See `RecordedForwards`."""
         self._await_copies()
         block, row, items, singles = self.cache.block_size, 0, [], []
         for index, chunk in enumerate(chunks):

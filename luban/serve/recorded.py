@@ -18,6 +18,7 @@ from luban.core.log import warn
 from luban.generate.paged_cache import PagedCache
 from luban.models.base import Model
 from luban.serve.backend import PagedBackend
+from luban.serve.scheduler import Chunk
 
 Agree = Callable[[bool], bool]
 
@@ -38,6 +39,7 @@ class RecordedForwards:
 
     what: ClassVar[str]  # named by the warning that recording failed
     needed: ClassVar[int]  # how often a size must be asked for before it is recorded
+    at_start: ClassVar[Sequence[int]]  # sizes that are recorded before anything is asked for
 
     def __init__(
         self,
@@ -62,6 +64,14 @@ class RecordedForwards:
         self._changed = 0  # as `adapters` counted when the last one was recorded
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._broken = False
+
+    @torch.inference_mode()
+    def start(self) -> None:
+        """Record the sizes that most forwards have, so that no request waits until that, or a kernel's compilation, is done."""
+        for size in self.at_start:
+            if size <= self.largest and not self._broken:
+                self._fill((), size)
+                self._replayed(size)
 
     def clear(self) -> None:
         """Forget what was recorded."""
@@ -136,6 +146,10 @@ class RecordedForwards:
         with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode=errors):
             found = self._forward(size)
         return graph, found
+
+    def _fill(self, chunks: Sequence[Chunk], size: int) -> None:
+        """Copy what a forward of this size over these chunks reads to the device; the rest of it is padding."""
+        raise NotImplementedError
 
     def _forward(self, size: int) -> Tensor:
         """What is recorded."""

@@ -14,13 +14,12 @@ from luban.parallel.bench import Row, measure
 from luban.parallel.world import World
 from luban.planner.collective_times import SWEEPS, Links, fit
 
-# as `luban.planner.traffic` calls them; gradients that are sent to the processes that have their rows go all to all
+# as `luban.planner.traffic` calls them
 NAMES = {
     "all-reduce": "all_reduce",
     "all-gather": "all_gather",
     "reduce-scatter": "reduce_scatter",
     "all-to-all": "all_to_all",
-    "send": "all_to_all",
 }
 AXES = ("replicate", "shard", "tensor", "expert")
 FITTED = {"cuda": (1 << 20, 1 << 23, 1 << 26), "cpu": (1 << 16, 1 << 20, 1 << 22)}  # bytes of all-reduces

@@ -60,7 +60,7 @@ def test_every_collective_of_a_plan_is_measured_among_its_own_processes(tmp_path
     graph = describe(uniform(vocab_size=500, width=64, layers=2), batch=1, seq=32)
     whole = 4 * graph.parameters
     found = {(row["axis"], row["collective"]): row for row in first}
-    assert set(found) == {("replicate", "all-reduce"), ("shard", "all-gather"), ("shard", "send")}
+    assert set(found) == {("replicate", "all-reduce"), ("shard", "all-gather"), ("shard", "all-to-all")}
     for (axis, _), row in found.items():
         assert row["processes"] == 2 and row["measured"] > 0
         assert row["bytes"] == pytest.approx(whole / 2 if axis == "replicate" else whole, abs=64)

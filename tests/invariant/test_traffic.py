@@ -60,6 +60,7 @@ SHARES = {
     "all_gather_into_tensor": PROCESSES - 1,
     "_reduce_scatter_base_": (PROCESSES - 1) / PROCESSES,
     "reduce_scatter_tensor": (PROCESSES - 1) / PROCESSES,
+    "alltoall_base_": (PROCESSES - 1) / PROCESSES,
     "send": 1,
 }
 NAMES = {
@@ -69,6 +70,7 @@ NAMES = {
     "all_gather_into_tensor": "all-gather",
     "_reduce_scatter_base_": "reduce-scatter",
     "reduce_scatter_tensor": "reduce-scatter",
+    "alltoall_base_": "all-to-all",
     "send": "send",
 }
 

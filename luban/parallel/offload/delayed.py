@@ -43,15 +43,16 @@ class DelayedOptimizer(Optimizer):
         self._running = self._thread.submit(super().step, factor, working), update.copies
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Wait for the update that is still running, and copy its weights to the device."""
+    def finish(self) -> bool:
+        """Wait for the update that is still running, and refresh the half-precision weights behind it; whether there was one."""
         if self._running is None:
-            return
+            return False
         future, copies = self._running
         self._running = None
         future.result()
         for master, working in copies.items():
             working.copy_(master)
+        return True
 
     def state_dict(self) -> dict[str, Tensor]:
         """As the optimizer's, after the last update."""

@@ -1,13 +1,15 @@
 """fp32 weights outside of the device, whose gradients leave it layer by layer (Ren et al. 2021, ZeRO-Offload).
 
 The device holds weights in the dtype of the matmuls, and the gradients of the layer whose backward pass runs. As soon as the gradient
-of a parameter is complete, a hook copies it to the host, on a stream of its own on a GPU, and frees it. Adam runs on the host, in
-torch's vectorised and threaded kernel; updated weights are copied back.
+of a parameter is complete, a hook copies it to the host, on a stream of its own on a GPU, and frees it; a thread adds it to the step's
+fp32 sums while the backward pass goes on. Adam runs on the host, in torch's vectorised and threaded kernel, and rounds what it has
+updated to the dtype of the matmuls there; that is copied back. All of this memory is taken once: new pages cost more than the sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from luban.optim.adamw import AdamWGroups
 from luban.optim.base import Optimizer, ParamGroups
-from luban.parallel.offload.pools import DiskPool, Pool
+from luban.parallel.offload.pools import DiskPool, HostPool, Pool
 from luban.parallel.offload.streamed import StreamedGroups
 from luban.parallel.offload.tiles import tiled_weights
 from luban.parallel.precision import MixedPrecisionParams
@@ -29,6 +31,7 @@ class HostParams(MixedPrecisionParams):
         model: with initialised fp32 (or fp64) parameters on the CPU; afterwards its parameters are on the device.
         device: that computes.
         pool: bytes that it must hold → the pool of the masters and of the optimizer's moments.
+        delayed: sums stay as they are while the next step's are made (`DelayedOptimizer`).
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class HostParams(MixedPrecisionParams):
         pool: Callable[[int], Pool],
         *,
         fixed: Collection[str] = frozenset(),
+        delayed: bool = False,
     ):
         whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model, dtype, masters=False, fixed=fixed)
@@ -56,7 +60,13 @@ class HostParams(MixedPrecisionParams):
             tensor = whole.pop(name)
             master = self.pool.zeros(tensor.shape, tensor.dtype)
             self.parameters[name] = nn.Parameter(master.copy_(tensor))
-        self._left: list[tuple[str, Tensor, torch.cuda.Event | None]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="luban-gradients")
+        self._adding: list[Future[None]] = []
+        self._landings: dict[str, Tensor] = {}  # where gradients arrive
+        self._memory: list[dict[str, Tensor]] = [{} for _ in range(1 + delayed)]  # of sums, in turns
+        self.staged: dict[str, Tensor] = {}
+        if self.streams.cuda:
+            self.stage()
         for name, parameter in self.working.items():
             parameter.register_post_accumulate_grad_hook(partial(self._leave, name))
 
@@ -86,38 +96,77 @@ class HostParams(MixedPrecisionParams):
             streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
             optimizer.algorithms = streamed
 
+    def stage(self) -> None:
+        """Round updated weights in host memory, pinned for a GPU, before they are copied to the device; but for matrices that are read
+        by tiles, which are there already."""
+        tiled = {id(weight) for weight in tiled_weights(self.model)}
+        working = {name: p for name, p in self.working.items() if id(p) not in tiled}
+        pool = HostPool(self.streams.cuda, sum(p.numel() * p.dtype.itemsize for p in working.values()))
+        self.staged = {name: pool.zeros(p.shape, p.dtype).copy_(p.detach()) for name, p in working.items()}
+
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """What `gather` copies to the model, behind every master."""
+        return {
+            master: self.staged.get(name, self.working[name].detach())
+            for name, master in self.parameters.items()
+            if master is not self.working[name]
+        }
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Copy what was rounded on the host to the device. The next update waits for gradients that are computed after it."""
+        for name, staged in self.staged.items():
+            self.working[name].copy_(staged, non_blocking=True)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the masters to the model, after they were set."""
+        for master, copy in self.copies().items():
+            copy.copy_(master)
+        self.gather()
+
     def _leave(self, name: str, parameter: nn.Parameter) -> None:
         """Copy a complete gradient to the host and free it."""
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = None
         if self.streams.cuda and not gradient.is_cuda:  # of a matrix that is read by tiles
-            self._left.append((name, gradient, None))
+            self._adding.append(self._thread.submit(self._add, name, gradient, None))
             return
         with self.streams.copying("out"):
-            host = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
-            host.copy_(gradient, non_blocking=True)
+            if name not in self._landings:
+                self._landings[name] = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
+            host = self._landings[name].copy_(gradient, non_blocking=True)
             if self.streams.cuda:
                 gradient.record_stream(torch.cuda.current_stream(self.streams.device))
-            self._left.append((name, host, self.streams.event()))
+            self._adding.append(self._thread.submit(self._add, name, host, self.streams.event()))
 
     @torch.no_grad()
+    def _add(self, name: str, gradient: Tensor, arrived: torch.cuda.Event | None) -> None:
+        """Add a gradient to the step's sums as soon as it is on the host."""
+        if arrived is not None:
+            arrived.synchronize()
+        if name in self._sums:
+            self._sums[name] += gradient
+            return
+        memory = self._memory[0]
+        if name not in memory:
+            memory[name] = torch.empty(gradient.shape, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        self._sums[name] = memory[name].copy_(gradient)
+
     def accumulate(self) -> None:
-        """Add the gradients that have left to the step's sums, on the host."""
-        for name, gradient, event in self._left:
-            if event is not None:
-                event.synchronize()
-            if name in self._sums:
-                self._sums[name] += gradient
-            else:
-                self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
-        self._left.clear()
+        """Wait until the gradients that have left are in the step's sums."""
+        adding, self._adding = self._adding, []
+        for each in adding:
+            each.result()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of every parameter that the step has reached, on the host."""
+        """Of every parameter that the step has reached, on the host; those of a later step take their place."""
         self.accumulate()
         return {name: self._sums[name] for name in self.working if name in self._sums}  # not as they have left
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self._sums, self._left = {}, []
+        self.accumulate()
+        self._sums = {}
+        self._memory.append(self._memory.pop(0))

@@ -7,6 +7,7 @@ section 2.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from luban.core.plan import SCHEDULES, ParallelPlan
@@ -198,29 +199,40 @@ class Workload:
         return known[key]
 
     def memory(self, candidate: Candidate) -> float:
-        """Bytes of the process that needs most: weights, gradients and state, saved activations, and what the loss or the layer
-        that is computed again needs for a moment."""
-        plan, rows, model = candidate.plan, candidate.rows, self.model
-        shards = plan.shard * plan.context if plan.shard > 1 else 1
-        masters = FP32 if self.settings.master_weights and self.weight_bytes < FP32 else 0
-        layers = max(len(model.kind_of) // plan.pipeline, 1)
+        """Bytes of the process that needs most, at the larger of two moments as in `predict_memory`: the loss or the layer that is
+        computed again, with all saved activations; the end of the backward pass, with all gradients."""
+        plan, rows = candidate.plan, candidate.rows
+        layers = max(len(self.model.kind_of) // plan.pipeline, 1)
         parts, found = plan.tensor * plan.context, []
         for process, (count, experts) in zip((0, plan.pipeline - 1), self._counts(plan), strict=False):
-            dense, stage = count - experts, plan.zero if shards > 1 else 0
-            optimizer = self.optimizer_bytes + (masters if shards == 1 else FP32)
-            # ZeRO 3 gathers the weights of two layers; its shards are the fp32 ones among the optimizer's
-            weights = 0.0 if stage == 3 else self.weight_bytes
-            state = zero_bytes(
-                dense, shards, stage, weights=weights, gradients=self.gradient_bytes, optimizer=optimizer
-            )
-            state += self.weight_bytes * dense * min(2 / layers, 1.0) if stage == 3 else 0.0
-            state += experts * (self.weight_bytes + self.gradient_bytes + optimizer)
+            state, sums, gradients = self._state(plan, candidate.accumulate, count - experts, experts, layers)
             stash = peak_stash(plan, candidate.accumulate)[process] / (plan.stages // plan.pipeline)
-            kept = rows * self._kept(plan, layers) / parts
+            kept = (rows * self._kept(plan, layers) + self._where_kept(self.model.joined, plan, layers)) / parts
+            kept += rows * self._where_kept(self.model.gathered, plan, layers) * (1 / plan.context - 1 / parts)
             head = self._loss_bytes(rows, plan) if process == plan.pipeline - 1 else 0.0
-            again = rows * max(model.saved, default=0) / parts if plan.remat == "full" else 0.0
-            found.append(state + stash * kept + max(head, again))
+            again = rows * max(self.model.saved, default=0) / parts if plan.remat == "full" else 0.0
+            found.append(state + max(sums + stash * kept + max(head, again), gradients))
         return max(found)
+
+    def _state(
+        self, plan: ParallelPlan, accumulate: int, dense: float, experts: float, layers: int
+    ) -> tuple[float, float, float]:
+        """Bytes of a process's weights and optimizer state; of the sums of gradients that it has when a backward pass begins;
+        of gradients when the last one ends."""
+        shards = plan.shard * plan.context if plan.shard > 1 else 1
+        stage = plan.zero if shards > 1 else 0
+        masters = FP32 if self.settings.master_weights and self.weight_bytes < FP32 else 0
+        optimizer = self.optimizer_bytes + (masters if shards == 1 else FP32)
+        # ZeRO 3 gathers the weights of two layers; its shards are the fp32 ones among the optimizer's
+        weights = 0.0 if stage == 3 else self.weight_bytes
+        state = zero_bytes(dense, shards, stage, weights=weights, gradients=0, optimizer=optimizer)
+        state += self.weight_bytes * dense * min(2 / layers, 1.0) if stage == 3 else 0.0
+        state += experts * (self.weight_bytes + optimizer)
+        rows = dense / shards + experts  # parameters whose sums are this process's, once they have been exchanged
+        if accumulate == 1:  # nothing is summed before; without shards gradients stay as they were computed
+            return state, 0.0, self.weight_bytes * (dense + experts) if stage == 0 else self.gradient_bytes * rows
+        summed = self.gradient_bytes * (rows if stage >= 2 else dense + experts)
+        return state, summed, summed + (self.weight_bytes * (dense + experts) if stage == 0 else 0.0)
 
     def _loss_bytes(self, rows: int, plan: ParallelPlan) -> float:
         """Of a chunk of logits, its input's gradient and two buffers for the weight's gradient."""
@@ -240,5 +252,10 @@ class Workload:
         if plan.remat in SCHEDULES:
             return self._schedule(plan)[1].peak
         saved = model.saved_selectively if plan.remat == "selective" else model.saved
-        share = len(model.kind_of) / layers
-        return sum(saved[kind] for kind in model.kind_of) / share
+        return sum(saved[kind] for kind in model.kind_of) * layers / len(model.kind_of)
+
+    def _where_kept(self, bytes_of: Sequence[int], plan: ParallelPlan, layers: int) -> float:
+        """Bytes of a process's layers, by kind, where nothing is computed again; else 0."""
+        if plan.remat != "none":
+            return 0.0
+        return sum(bytes_of[kind] for kind in self.model.kind_of) * layers / len(self.model.kind_of)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from luban.core.opgraph import Op, OpGraph
 from luban.planner.machine import MachineTable
-from luban.planner.memory import StepSettings, layer_saved_bytes, score_count
+from luban.planner.memory import StepSettings, gathered_elements, joint_parameters, layer_saved_bytes, score_count
 from luban.planner.search.messages import Axis, Messages
 from luban.planner.step_time import ACTIVATION, EMBEDDING, LM_HEAD, NORM, RESIDUAL, ROTATED
 from luban.planner.traffic import DIVIDED
@@ -86,9 +86,21 @@ class Model:
         return self.graph.model_flops / self.graph.batch
 
     @cached_property
+    def joined(self) -> list[int]:
+        """Bytes of the weights that each kind of layer saves side by side, whatever the rows, where nothing is recomputed."""
+        joins = self.settings.gpu_kernels and self.settings.remat == "none"
+        return [self.graph.itemsize * joint_parameters(layer) if joins else 0 for layer in self.layers]
+
+    @cached_property
     def saved(self) -> list[int]:
-        """Bytes that each kind of layer saves of one row, nothing recomputed."""
-        return [layer_saved_bytes(layer, self.settings) for layer in self.layers]
+        """Bytes that each kind of layer saves of one row, nothing recomputed, without `joined`."""
+        whole = [layer_saved_bytes(layer, self.settings) for layer in self.layers]
+        return [size - weights for size, weights in zip(whole, self.joined, strict=True)]
+
+    @cached_property
+    def gathered(self) -> list[int]:
+        """Bytes of one row that each kind of layer gathers whole under the axis tensor and saves, nothing recomputed."""
+        return [self.graph.itemsize * gathered_elements(layer) for layer in self.layers]
 
     @cached_property
     def saved_selectively(self) -> list[int]:

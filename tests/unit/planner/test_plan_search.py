@@ -145,7 +145,8 @@ def test_memory_is_near_that_of_a_dry_run():
             whole = predict_memory(graph, settings)
             exact = Distribution(Spread(graph, plan, pieces, 2)).memory(whole).total
             estimate = found.memory(Candidate(plan=plan, accumulate=pieces, rows=rows))
-            assert estimate == pytest.approx(exact, rel=0.35), (fields, remat)
+            # a dry run counts the loss in every process of a pipeline
+            assert estimate == pytest.approx(exact, rel=0.16 if plan.pipeline > 1 else 0.07), (fields, remat)
 
 
 def test_messages_by_levels():
