@@ -125,7 +125,8 @@ def bankable(config: AdapterConfig, model: Model, name: str, *, invariant: bool 
             what = f"a {kind} adapter changes more than the layers' projections ({outside[0]})"
         elif (reader := weight_reader(twin)) and any(owner.packed is not None for _, owner in matmul_owners(model)):
             raise UnsupportedError(
-                f"the adapter {name} at {reader} reads the weight that it adapts, and those of the model are packed: leave --dtype int8 out"
+                f"the adapter {name} at {reader} reads the weight that it adapts, and those of the model are packed: serve it over "
+                "weights in floats (no --dtype int8 or fp8, and not beside adapters that are all trained over packed ones)"
             )
         elif invariant and any(low_rank(adapter) is None for _, adapter in held):
             raise UnsupportedError(

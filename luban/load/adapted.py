@@ -201,7 +201,15 @@ def format_at(m: LoadedModel) -> Format:
 @torch.no_grad()
 def put_in(module: Model, config: AdapterConfig, tensors: Mapping[str, Tensor], source: Any) -> None:
     """Put an adapter's modules with these tensors into a model. Raises ArtifactError where they don't fit."""
-    before = {name for name, tensor in state_of(module).items()}
+    for name, tensor in fitting(module, config, tensors, source).items():
+        tensor.copy_(tensors[name])
+    module.eval()
+
+
+def fitting(module: Model, config: AdapterConfig, tensors: Mapping[str, Tensor], source: Any) -> dict[str, Tensor]:
+    """Put an adapter's modules into a model, which may be on the meta device, and return its tensors there, yet to be filled, by name.
+    Raises ArtifactError unless `tensors` are those, in the same shapes."""
+    before = state_of(module).keys()
     config.adapt(module)
     state = state_of(module)
     wanted = {name for name, p in module.named_parameters() if p.requires_grad} | (state.keys() - before)
@@ -210,9 +218,7 @@ def put_in(module: Model, config: AdapterConfig, tensors: Mapping[str, Tensor], 
     for name in sorted(tensors.keys() - wanted):
         raise ArtifactError(f"{source} holds the tensor {name}, which an adapter over this model has no place for")
     for name in sorted(wanted):
-        given = tensors[name]
-        if given.shape != state[name].shape:
-            shapes = f"{tuple(given.shape)}, the model needs {tuple(state[name].shape)}"
+        if tensors[name].shape != state[name].shape:
+            shapes = f"{tuple(tensors[name].shape)}, the model needs {tuple(state[name].shape)}"
             raise ArtifactError(f"{source}: the tensor {name} has shape {shapes}")
-        state[name].copy_(given)
-    module.eval()
+    return {name: state[name] for name in sorted(wanted)}

@@ -30,9 +30,9 @@ from luban.checkpoint.weights import weights_hash
 from luban.core.errors import ArtifactError, DataError, LubanError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
-from luban.load.adapted import base_kept, find_adapter, in_our_names, require_base, spec_with
+from luban.load.adapted import base_kept, find_adapter, fitting, in_our_names, require_base, spec_with
 from luban.load.model import LoadedModel, load_model
-from luban.models.build import state_of
+from luban.models.build import build_model, state_of
 from luban.nn.packed import KINDS, pack_frozen, packed_kind
 from luban.serve.scheduler import Chunk
 
@@ -74,6 +74,8 @@ class AdapterPool:
             raise UsageError(f"{model.name} has an adapter already: give it by name, too (--adapter NAME=DIR)")
         if most < 1:
             raise UsageError(f"at least one adapter must be in memory, {most} given")
+        for name in known:
+            self._require_own(model, name)
         self.model, self.most, self.invariant, self.grows = model, most, invariant, grows
         self.selection = Selection(most, 1, float_parameter(model.module).device, invariant=invariant)
         self._keys = {
@@ -82,6 +84,7 @@ class AdapterPool:
         self._paths = {name: Path(path) for name, path in known.items()}  # by key, of those too that were removed
         self._held: OrderedDict[str, str] = OrderedDict()  # key → identity, the least recently used first
         self._base = ""
+        self._packed = False  # here, for what its first adapters were trained over
         self._share_packed()
 
     def _share_packed(self) -> None:
@@ -92,6 +95,7 @@ class AdapterPool:
         self._base_hash()  # of the floats
         (kind,) = kept
         pack_frozen(self.model.module.requires_grad_(False), KINDS[kind])
+        self._packed = True
         warn(
             f"all adapters were trained over weights in {kind}, so {self.model.name} is kept in {kind} once for all of them, and "
             "answers so without an adapter, too"
@@ -158,8 +162,7 @@ class AdapterPool:
         """
         if not self.grows:
             raise UsageError("no adapters can be added: the engine was made without more_adapters")
-        if not name or name == self.model.name:
-            raise DataError(f"an adapter needs a name of its own, {name!r} given")
+        self._require_own(self.model, name)
         if name in self._keys and not replace:
             raise DataError(f"there is an adapter '{name}' already: remove it first, or give load_inplace as true")
         numbered = chain([name], (f"{name} ({number})" for number in count(2)))
@@ -169,6 +172,12 @@ class AdapterPool:
             self._put(key, found)
         self._paths[key] = Path(path)
         self._keys = {**self._keys, name: key}
+
+    @staticmethod
+    def _require_own(model: LoadedModel, name: str) -> None:
+        """Raise DataError for the name of no adapter, or of the model alone."""
+        if not name or name == model.name:
+            raise DataError(f"an adapter needs a name of its own, {name!r} given")
 
     def remove(self, name: str) -> None:
         """Let no request ask for an adapter any more; those that have it keep it, and `sweep` takes it out of memory behind them.
@@ -227,11 +236,13 @@ class AdapterPool:
             )
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, key, invariant=self.invariant)
-        if config.base != "float" and packed_kind(self.model.module) != config.base:
+        fitting(build_model(self.model.spec, device="meta"), config, tensors, path)
+        kept = packed_kind(self.model.module) or "float"
+        if config.base != kept and (config.base != "float" or self._packed):
             warn(
                 f"the adapter {key} was trained over weights in {config.base}, and is served by name over those of {self.model.name} "
-                f"as they are, so that its answers differ somewhat: alone, or beside others over weights in {config.base}, it has them "
-                "packed"
+                f"in {kept}, so that its answers differ somewhat: alone, or in a server whose adapters were all trained over weights "
+                f"in {config.base}, it has the base that it was trained over"
             )
         return ReadAdapter(config, tensors)
 

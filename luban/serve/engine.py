@@ -266,7 +266,9 @@ class Engine:
             return True
         try:
             request.identity = self.adapters.hold(request.adapter, in_use)
-        except LubanError as error:
+        except Exception as error:  # of this request alone, whatever is wrong with what it asks for
+            if not isinstance(error, LubanError):
+                warn(f"the adapter {request.adapter} can't be put into the model: {error!r}")
             self._break(request, error)
             return False
         return True

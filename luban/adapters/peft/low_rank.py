@@ -120,12 +120,22 @@ class LowRankLayout:
         modules = sorted(name.removesuffix(A) for name in tensors if name.endswith(A))
         if not modules:
             raise ArtifactError("adapter_model.safetensors holds no lora_A tensors")
+        for ending in (B, MAGNITUDE):
+            for module in sorted(name.removesuffix(ending) for name in tensors if name.endswith(ending)):
+                if f"{module}{A}" not in tensors:
+                    raise ArtifactError(f"adapter_model.safetensors lacks the tensor {PREFIX}{module}{A}")
         require_biases(given.get("bias") or "none", modules, tensors, names)
         scales, parts = {}, {}
         for module in modules:
             if f"{module}{B}" not in tensors:
                 raise ArtifactError(f"adapter_model.safetensors lacks the tensor {PREFIX}{module}{B}")
-            rank = tensors[f"{module}{A}"].shape[0]
+            rank, of_b = tensors[f"{module}{A}"].shape[0], tensors[f"{module}{B}"].shape[-1]
+            said = by_pattern(module, given.get("rank_pattern"), given.get("r", rank))
+            if not rank == of_b == said:
+                raise ArtifactError(
+                    f"adapter_config.json has rank {said} for {module}, whose lora_A in adapter_model.safetensors has {rank} and lora_B "
+                    f"{of_b}"
+                )
             alpha = by_pattern(module, given.get("alpha_pattern"), given.get("lora_alpha", 8))
             if not isinstance(alpha, int | float) or alpha <= 0:
                 raise ArtifactError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapted_models import GREEDY, SPEC, alone, prompts, write_adapted, write_adapter
+from safetensors.torch import load_file, save_file
 from tiny_models import write_checkpoint
 
 from luban import Engine, Sampling, load_model
@@ -180,6 +181,102 @@ def test_stacks_that_are_kept_for_later_change_nothing(served):
     assert engine.generate(text, GREEDY)[0].token_ids == alone(base, None, text)
     engine.adapters.add("a", made["a"])
     assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
+
+
+def broken(adapter: Path, out: Path, change) -> Path:
+    """A copy of a PEFT directory without a record of its base, whose tensors `change` changes in place."""
+    shutil.copytree(adapter, out)
+    (out / BASE).unlink()
+    tensors = load_file(out / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, out / "adapter_model.safetensors")
+    return out
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_tensors_that_do_not_fit_are_refused_when_they_come(served, tmp_path, places):
+    """Also where all places in memory are taken, so that the adapter would be put there for a later request. One column would be
+    broadcast without a word."""
+    base, made = served
+    engine, (text,) = (
+        Engine(load_model(base), adapters={"a": made["a"]}, more_adapters=True, max_adapters=places),
+        prompts(1),
+    )
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_"
+    for number, (part, size, said) in enumerate(
+        (
+            ("A", (3, 53), r"has shape \(3, 53\), the model needs \(3, 48\)"),
+            ("A", (3, 1), "has shape"),
+            ("B", (1, 3), "has shape"),
+        )
+    ):
+        wrong = broken(
+            made["a"],
+            tmp_path / str(number),
+            lambda t, part=part, size=size: t.update({f"{name}{part}.weight": torch.ones(size)}),
+        )
+        with pytest.raises(ArtifactError, match=said):
+            engine.adapters.add("x", wrong)
+    assert engine.adapters.names == ("a",)
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
+
+
+@pytest.mark.parametrize("what", ["A", "B", "rank"])
+def test_halves_of_a_product_and_another_rank_are_refused(served, tmp_path, what):
+    base, made = served
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_"
+
+    def change(tensors):
+        if what == "rank":
+            tensors |= {f"{name}A.weight": torch.ones(5, 48), f"{name}B.weight": torch.ones(32, 5)}
+        else:
+            del tensors[f"{name}{what}.weight"]
+
+    said = "has rank 3 for .*down_proj, whose lora_A .* has 5" if what == "rank" else f"lacks the tensor {name}{what}"
+    with pytest.raises(ArtifactError, match=said):
+        load_model(base, adapter=broken(made["a"], tmp_path / "x", change))
+
+
+def test_an_adapter_that_fails_late_ends_its_own_request_alone(served, monkeypatch, capsys):
+    """By an error that nothing foresaw: nobody waits for it, and what runs goes on."""
+    base, made = served
+    engine, texts = Engine(load_model(base), adapters=made, more_adapters=True, max_adapters=1), prompts(3)
+    other = begun(engine, texts[0], "")
+    late = engine.request(texts[1], GREEDY)
+    engine.use_adapter(late, "b")
+    engine.submit(late)
+
+    def fails(*_):
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapters, "add_to_banks", fails)
+        assert finished(engine, other) == alone(base, None, texts[0])
+    assert isinstance(late.error, RuntimeError) and "the adapter b can't be put" in capsys.readouterr().err
+    assert engine.generate(texts[1], GREEDY, adapters="b")[0].token_ids == alone(base, made["b"], texts[1])
+
+
+def test_names_of_an_engine_are_its_adapters_own(served):
+    base, made = served
+    for name in ("", "base"):
+        with pytest.raises(DataError, match="a name of its own"):
+            Engine(load_model(base), adapters={name: made["a"]})
+
+
+def test_another_base_than_in_training_is_said_whichever_came_first(served, tmp_path, capsys):
+    """A model that was packed for its first adapters, and one that comes for the floats."""
+    base, made = served
+    packed = write_adapter(base, LoRA(rank=2, base="nf4"), tmp_path / "packed")
+    engine = Engine(load_model(base), adapters={"p": packed}, more_adapters=True)
+    capsys.readouterr()
+    engine.adapters.add("q", packed)
+    assert not capsys.readouterr().err
+    engine.adapters.add("a", made["a"])
+    assert "the adapter a was trained over weights in float, and is served by name over those of base in nf4" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    with pytest.raises(UnsupportedError, match="those of the model are packed: serve it over weights in floats"):
+        engine.adapters.add("c", made["c"])
 
 
 # The routes -----------------------------------------------------------------------------------------------
