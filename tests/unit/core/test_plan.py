@@ -28,10 +28,16 @@ def test_a_field_that_would_change_nothing_is_refused():
         ({"tensor": 2, "schedule": "gpipe"}, "plan.schedule gpipe is for pipelines, and plan.pipeline is 1"),
         ({"stage_layers": (4,)}, "plan.stage_layers is for pipelines"),
         ({"pipeline": 2, "interleave": 4}, "plan.interleave 4 is for another schedule than 1f1b"),
-        ({"remat_budget": "1GB"}, "plan.remat_budget 1GB is for rotor and pofo, and plan.remat is none: .*--plan.remat rotor"),
+        (
+            {"remat_budget": "1GB"},
+            "plan.remat_budget 1GB is for rotor and pofo, and plan.remat is none: .*--plan.remat rotor",
+        ),
         ({"remat": "sqrt", "remat_budget": "30%"}, "and plan.remat is sqrt"),
         ({"remat": "full", "remat_budget": "30%"}, "and plan.remat is full"),
-        ({"offload": "cpu", "offload_folder": "/fast"}, "plan.offload_folder /fast .*plan.offload is cpu: .*--plan.offload disk"),
+        (
+            {"offload": "cpu", "offload_folder": "/fast"},
+            "plan.offload_folder /fast .*plan.offload is cpu: .*--plan.offload disk",
+        ),
         ({"offload_folder": "/fast"}, "plan.offload is none"),
     ):
         with pytest.raises(ConfigError, match=message):
