@@ -20,8 +20,9 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,9 +40,17 @@ from luban.nn.position.learned import Learned
 from luban.objectives.labelled import Labelled
 from luban.optim.adamw import AdamW
 
-LEVELS, LABELS = 16, ("apart", "joined")
+GREYS, LABELS = 16, ("apart", "joined")
 HELD_ROWS = 50  # held-out images of a batch
-DISTRACTORS, DASHES = 3, 6  # short curves an image; dashes of a long one
+TRIES, DRAWN_ANEW = 400, 200  # curves drawn for an image until all have a place; times that an image is begun
+NEAR = 0.1  # relative difference of distances that count as equal
+
+
+class Level(NamedTuple):
+    """How hard images are."""
+
+    dashes: int = 6  # of a long curve
+    distractors: int = 3  # short curves
 
 
 def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray] | None:
@@ -64,40 +73,56 @@ def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray]
     return found
 
 
-def image(draw: np.random.Generator, side: int, joined: bool) -> np.ndarray:
-    """(side, side) uint8 below LEVELS."""
-    canvas, long = np.zeros((side, side)), list[list[np.ndarray]]()
-    taken = np.zeros((0, 2))
-    wanted = [DASHES, DASHES, *([DASHES // 2] * DISTRACTORS)]
-    tries = 0
-    while wanted and tries < 2000:
-        tries += 1
-        found = curve(draw, side, wanted[0])
-        points = None if found is None else np.concatenate(found)
+def image(draw: np.random.Generator, side: int, joined: bool, level: Level) -> np.ndarray:
+    """(side, side) uint8 below GREYS. Of the pairs of ends of one curve and of two, the discs stand at such that are as far apart, so
+    that the distance says nothing about the class."""
+    for _ in range(DRAWN_ANEW):
+        curves = _curves(draw, side, level)
+        if curves is None:
+            continue
+        ends = [(path[0][0], path[-1][-1]) for path in curves[:2]]
+        same, other = list(ends), list(product(*ends))
+        near = [
+            pair
+            for pair in product(same, other)
+            if abs(math.dist(*pair[0]) - math.dist(*pair[1])) <= NEAR * math.dist(*pair[0])
+        ]
+        if near:
+            break
+    else:
+        raise SystemExit(f"{side}² pixels have no place for curves of {level.dashes} dashes: use fewer (--levels)")
+    canvas = np.zeros((side, side))
+    places = np.rint(np.concatenate([dash for path in curves for dash in path])).astype(int)
+    canvas[places[:, 1], places[:, 0]] = 0.7
+    ys, xs = np.mgrid[:side, :side]
+    for x, y in near[draw.integers(len(near))][0 if joined else 1]:
+        canvas[(xs - x) ** 2 + (ys - y) ** 2 <= max(side / 24, 1.0) ** 2] = 1.0
+    return np.rint(canvas * (GREYS - 1)).astype(np.uint8)
+
+
+def _curves(draw: np.random.Generator, side: int, level: Level) -> list[list[np.ndarray]] | None:
+    """The two long curves, and the distractors that found a place; None where no place was found for both."""
+    found, taken = list[list[np.ndarray]](), np.zeros((0, 2))
+    wanted = [level.dashes, level.dashes, *([max(level.dashes // 2, 1)] * level.distractors)]
+    for _ in range(TRIES):
+        if not wanted:
+            break
+        path = curve(draw, side, wanted[0])
+        points = None if path is None else np.concatenate(path)
         if points is None or (len(taken) and np.abs(points[:, None] - taken[None]).sum(-1).min() < 3):
             continue
-        assert found is not None
-        long.append(found)
+        assert path is not None
+        found.append(path)
         taken = np.concatenate([taken, points])
         wanted.pop(0)
-    if len(long) < 2:  # no place was found for both: draw anew
-        return image(draw, side, joined)
-    places = np.rint(taken).astype(int)
-    canvas[places[:, 1], places[:, 0]] = 0.7
-    ends = [[path[0][0], path[-1][-1]] for path in long[:2]]
-    first, second = int(draw.integers(2)), int(draw.integers(2))
-    discs = ends[first] if joined else [ends[0][first], ends[1][second]]
-    ys, xs = np.mgrid[:side, :side]
-    for x, y in discs:
-        canvas[(xs - x) ** 2 + (ys - y) ** 2 <= max(side / 24, 1.0) ** 2] = 1.0
-    return np.rint(canvas * (LEVELS - 1)).astype(np.uint8)
+    return found if len(found) >= 2 else None
 
 
-def batch_of(seed: int, side: int, rows: int) -> LabelledBatch:
+def batch_of(seed: int, side: int, rows: int, level: Level) -> LabelledBatch:
     """Images as rows of pixels; T = side²."""
     draw = np.random.default_rng([seed, side])
     labels = draw.integers(2, size=rows)
-    tokens = np.stack([image(draw, side, bool(label)).reshape(-1) for label in labels]).astype(np.int64)
+    tokens = np.stack([image(draw, side, bool(label), level).reshape(-1) for label in labels]).astype(np.int64)
     along, last = np.broadcast_to(np.arange(side**2), tokens.shape), np.zeros(tokens.shape, dtype=bool)
     last[:, -1] = True
     return LabelledBatch(
@@ -126,7 +151,7 @@ def layouts(side: int) -> dict[str, Layout | None]:
 def spec_of(side: int, width: int, layers: int, layout: Layout | None) -> ModelSpec:
     """An encoder with two classes."""
     return uniform(
-        vocab_size=LEVELS,
+        vocab_size=GREYS,
         width=width,
         layers=layers,
         context=side**2,

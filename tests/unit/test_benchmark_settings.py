@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -69,6 +70,33 @@ def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark
         benchmark("stability", *words, 5, run=run)
     assert "'steps': 4" in (said := capsys.readouterr().err) and "'steps': 5" in said and len(trained) == 1
     assert json.loads(out.read_text())["settings"]["steps"] == 4
+
+
+@pytest.mark.parametrize(("given", "jobs", "threads"), [("1", 1, 1), ("3", 4, 3), ("", 1, 8), ("", 3, 2), ("", 64, 1)])
+def test_jobs_of_the_chomsky_benchmark_take_as_many_threads_as_they_are_given(
+    benchmark, monkeypatch, capsys, given, jobs, threads
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    used = []
+
+    class Pool:
+        """In the place of processes."""
+
+        def __init__(self, count, context, initializer, initargs):
+            used.extend([count, *initargs])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, *_):
+            return []
+
+    benchmark("chomsky", "--tasks", "parity", "--models", "rnn", "--jobs", jobs, ProcessPoolExecutor=Pool)
+    assert used == [jobs, threads] and f", {threads} threads each" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
