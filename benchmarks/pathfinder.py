@@ -1,13 +1,16 @@
 """Block-sparse layouts beside dense attention on images of paths, 1,024 and 4,096 pixels a row: accuracy and time.
 
-    python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 4000       # one GPU, minutes
-    python benchmarks/pathfinder.py --side 32 --steps 10 --width 16 --layers 1 --batch 8 --heldout 50     # a CPU: shows that it runs
+    python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 12000 --batch 64 --images 64000   # one GPU
+    python benchmarks/pathfinder.py --side 16 --levels 2:0 --only dense --width 64 --layers 2 --images 6400 --steps 600 --heldout 500   # a CPU
 
 Images in the manner of Pathfinder (Linsley et al. 2018) and Path-X (Tay et al. 2021), drawn here: two dashed smooth curves and shorter ones as
-distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart); everything else about both
-classes is alike. An image is a row of side² pixels of 16 grey levels; an encoder with learned positions reads it, its mean state gives the class.
+distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart), equally far from each other; everything
+else about both classes is alike. Images become harder: the steps are divided equally among --levels, and each begins with what the one before
+has learned. An image is a row of side² pixels of 16 grey levels; an encoder reads it, its mean state gives the class. Row and column of a
+pixel are its positions (two-dimensional RoPE).
 Layouts: dense; local blocks; local blocks with strided ones; global, local and random blocks (BigBird). Every layout
-trains on the same images; prints accuracy on held-out ones, its standard error, milliseconds a step and the share of blocks that are computed.
+trains on the same images; prints accuracy on held-out ones, its standard error, that on images that were trained on, milliseconds a step and
+the share of blocks that are computed.
 """
 
 from __future__ import annotations
@@ -37,14 +40,14 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.plain import GELU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.layout import GlobalRandom, Layout, Local, Strided
-from luban.nn.position.learned import Learned
+from luban.nn.position.two_dimensional import Rope2D
 from luban.objectives.labelled import Labelled
 from luban.optim.adamw import AdamW
 from luban.parallel.engine import TrainEngine
 
 GREYS, LABELS = 16, ("apart", "joined")
 HELD_ROWS = 50  # held-out images of a batch
-TRIES, DRAWN_ANEW = 400, 200  # curves drawn for an image until all have a place; times that an image is begun
+TRIES, DRAWN_ANEW = 120, 200  # curves drawn for an image until all have a place; times that an image is begun
 NEAR = 0.1  # relative difference of distances that count as equal
 
 
@@ -52,7 +55,7 @@ class Level(NamedTuple):
     """How hard images are."""
 
     dashes: int = 6  # of a long curve
-    distractors: int = 3  # short curves
+    distractors: int = 3  # short curves, fewer where no place is found for them
 
 
 LEVELS = [Level(2, 0), Level(3, 1), Level(4, 2), Level(6, 3)]
@@ -145,14 +148,15 @@ def batch_of(seed: int, side: int, rows: int, level: Level) -> LabelledBatch:
     draw = np.random.default_rng([seed, side])
     labels = draw.integers(2, size=rows)
     tokens = np.stack([image(draw, side, bool(label), level).reshape(-1) for label in labels]).astype(np.int64)
-    along, last = np.broadcast_to(np.arange(side**2), tokens.shape), np.zeros(tokens.shape, dtype=bool)
+    places = np.indices((side, side), dtype=np.int32).reshape(1, 2, -1)
+    last = np.zeros(tokens.shape, dtype=bool)
     last[:, -1] = True
     return LabelledBatch(
         tokens=tokens,
         targets=tokens,
         loss_mask=last,
         documents=np.zeros(tokens.shape, dtype=np.int32),
-        positions=along.astype(np.int32),
+        positions=places.repeat(rows, 0),
         follows=~last,
         labels=labels,
         weights=np.zeros(rows, dtype=np.float32),
@@ -177,7 +181,7 @@ def spec_of(side: int, width: int, layers: int, layout: Layout | None) -> ModelS
         width=width,
         layers=layers,
         context=side**2,
-        position=Learned(),
+        position=Rope2D(base=float(side)),
         mixer=Grouped(heads=4, kv_heads=4, layout=layout),
         feedforward=GELU(width=4 * width),
         body=EncoderBody(),
@@ -190,7 +194,8 @@ def accuracy(engine: TrainEngine, batches: Sequence[LabelledBatch]) -> tuple[flo
     device, right = engine.device, []
     for batch in batches:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = engine.model(torch.from_numpy(batch.tokens).to(device))
+            tokens, positions = (torch.from_numpy(each).to(device) for each in (batch.tokens, batch.positions))
+            logits = engine.model(tokens, positions=positions)
         right += (logits.argmax(-1).cpu().numpy() == batch.labels).tolist()
     return statistics.mean(map(float, right)), len(right)
 
