@@ -202,6 +202,20 @@ def bank_at(owner: MatmulOwner, projection: str, selection: Selection) -> Bank:
     return held
 
 
+def serves_adapters(model: Model) -> bool:
+    """Whether there are stacks or banks in the model, such as those of another engine."""
+    return any(
+        owner.stacks or any(isinstance(each, Bank) for each in (owner.adapters or {}).values())
+        for _, owner in matmul_owners(model)
+    )
+
+
+def remove_banks(model: Model) -> None:
+    """Take all adapters out, with the stacks."""
+    for _, owner in matmul_owners(model):
+        owner.stacks, owner.adapters = {}, None
+
+
 def remove_from_banks(model: Model, selection: Selection, name: str) -> None:
     """Take an adapter out; banks that become empty go too, so that fused kernels run where they did. Stacks stay where they
     are, since recorded forwards read them."""

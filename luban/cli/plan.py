@@ -273,6 +273,7 @@ def _lines(
     lines = [
         f"{count(parameters)} parameters, {problem.workload.batch} rows of {problem.workload.seq} tokens a step, on "
         f"{cluster.gpus} × {cluster.gpu} ({bytes_(cluster.memory_bytes)} each)",
+        state_by_zero(parameters, cluster.gpus),
         f"table: {source}",
         f"step times {error}",
         f"{'energy' if cluster.price is None else f'price, in {cluster.currency}, and energy'}: of the run's {steps:,} steps",
@@ -302,6 +303,16 @@ def _lines(
         )
     lines += [f"{'':>3} * {number}: {row['refused']}" for number, row in enumerate(rows, 1) if row["refused"]]
     return lines
+
+
+def state_by_zero(parameters: int, gpus: int) -> str:
+    """Bytes of weights, gradients and optimizer state of a GPU, undivided and at each stage of ZeRO, at the published 16 bytes a
+    parameter (Rajbhandari et al. 2020, figure 1)."""
+    from luban.planner.search.estimate import zero_bytes
+
+    sizes = [bytes_(zero_bytes(parameters, gpus, stage)) for stage in range(4)]
+    divided = ", ".join(f"{size} with ZeRO {stage}" for stage, size in enumerate(sizes[1:], 1))
+    return f"weights, gradients and Adam's state a GPU, at 2 + 2 + 12 bytes a parameter: {sizes[0]} whole, {divided}"
 
 
 def _energy(mwh: float) -> str:

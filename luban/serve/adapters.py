@@ -16,15 +16,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from luban.adapters.bank import Selection, add_to_banks, bankable, remove_from_banks, reserve_stacks
+from luban.adapters.bank import (
+    Selection,
+    add_to_banks,
+    bankable,
+    remove_banks,
+    remove_from_banks,
+    reserve_stacks,
+    serves_adapters,
+)
 from luban.adapters.base import AdapterConfig
 from luban.checkpoint.weights import weights_hash
-from luban.core.errors import ArtifactError, DataError, UnsupportedError, UsageError, nearest
+from luban.core.errors import ArtifactError, DataError, LubanError, UnsupportedError, UsageError, nearest
 from luban.core.log import warn
 from luban.generate.cache import float_parameter
-from luban.load.adapted import find_adapter, in_our_names, require_base
+from luban.load.adapted import base_kept, find_adapter, in_our_names, require_base, spec_with
 from luban.load.model import LoadedModel, load_model
 from luban.models.build import state_of
+from luban.nn.packed import KINDS, pack_frozen, packed_kind
 from luban.serve.scheduler import Chunk
 
 MOST = 16  # adapters in memory
@@ -39,6 +48,8 @@ class ReadAdapter(NamedTuple):
 
 class AdapterPool:
     """The adapters of an engine. All but `require` is called by the thread that runs the model.
+
+    Where all of them were trained over the model packed in the same way (`adapter.base`), it is packed so, once, in place.
 
     Args:
         model: which they are for, without one of its own.
@@ -71,6 +82,20 @@ class AdapterPool:
         self._paths = {name: Path(path) for name, path in known.items()}  # by key, of those too that were removed
         self._held: OrderedDict[str, str] = OrderedDict()  # key → identity, the least recently used first
         self._base = ""
+        self._share_packed()
+
+    def _share_packed(self) -> None:
+        """Pack the model as all of its adapters had it in training; then requests without one meet it packed, too."""
+        kept = {base_kept(path) for path in self._paths.values()}
+        if self.invariant or len(kept) != 1 or kept == {"float"} or packed_kind(self.model.module) is not None:
+            return
+        self._base_hash()  # of the floats
+        (kind,) = kept
+        pack_frozen(self.model.module.requires_grad_(False), KINDS[kind])
+        warn(
+            f"all adapters were trained over weights in {kind}, so {self.model.name} is kept in {kind} once for all of them, and "
+            "answers so without an adapter, too"
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,15 +115,24 @@ class AdapterPool:
 
         Raises:
             DataError, ArtifactError, LineageError, UnsupportedError: as `hold` does, for one that can't be served; of those
-                beyond `most`, which are read when they are asked for, where there is none at its path.
+                beyond `most`, which are read when they are asked for, where there is none at its path. The model is then as it was.
+            UsageError: the model has adapters of another engine.
         """
+        if serves_adapters(self.model.module):
+            raise UsageError(
+                f"{self.model.name} serves the adapters of another engine: load the model again for this one"
+            )
         slots = self.most if self.grows else max(1, min(self.most, len(self._keys)))
         device = float_parameter(self.model.module).device
         self.selection = Selection(slots, tokens, device, invariant=self.invariant)
-        for name in list(self._keys)[: self.most]:
-            self.hold(name, ())
-        for name in list(self._keys)[self.most :]:
-            find_adapter(self._paths[name])
+        try:
+            for name in list(self._keys)[: self.most]:
+                self.hold(name, ())
+            for name in list(self._keys)[self.most :]:
+                find_adapter(self._paths[name])
+        except LubanError:
+            remove_banks(self.model.module)
+            raise
         if self.grows:
             self._base_hash()  # now, since it may read the model again
             if device.type == "cuda":  # where the cache takes what is left
@@ -186,12 +220,18 @@ class AdapterPool:
             raise ArtifactError(f"the adapter at {path} can't be read: {error.strerror or error}") from None
         if stored.base_weights:
             require_base(stored, self._base_hash(), self.model.name)
+        if (head := spec_with(self.model, stored).head) != self.model.spec.head:
+            raise UnsupportedError(
+                f"the adapter {key} has a head of its own, {head.registry.name_of(type(head))}, which the requests of others have "
+                "not: load it alone, by --adapter DIR"
+            )
         config, tensors = in_our_names(self.model, stored)
         bankable(config, self.model.module, key, invariant=self.invariant)
-        if config.base != "float":
+        if config.base != "float" and packed_kind(self.model.module) != config.base:
             warn(
                 f"the adapter {key} was trained over weights in {config.base}, and is served by name over those of {self.model.name} "
-                f"as they are, so that its answers differ somewhat: --adapter {stored.path} alone keeps them in {config.base}"
+                f"as they are, so that its answers differ somewhat: alone, or beside others over weights in {config.base}, it has them "
+                "packed"
             )
         return ReadAdapter(config, tensors)
 
@@ -231,6 +271,6 @@ class AdapterPool:
         """The weights_hash of the model in float32, the precision in which adapters record it."""
         if not self._base:
             module = self.model.module
-            wide = all(p.dtype == torch.float32 for p in module.parameters())
+            wide = packed_kind(module) is None and all(p.dtype == torch.float32 for p in module.parameters())
             self._base = weights_hash(state_of(module if wide else load_model(self.model.path).module))
         return self._base

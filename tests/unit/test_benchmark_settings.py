@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_too_few_images_are_refused_before_they_are_drawn(benchmark, capsys):
         assert "--heldout must be at least 50 and --images at least --batch" in capsys.readouterr().err
 
 
-def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark, text, tmp_path, capsys):
+def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark, text, tmp_path):
     out, trained = tmp_path / "runs.json", []
 
     def run(*_):
@@ -66,10 +67,28 @@ def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark
     for steps, most in ((4, 1), (4, 1)):
         benchmark("stability", *words, steps, run=run)
         assert len(trained) == most
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"runs.json was made with steps 4 \(now 5\): give another --out"):
         benchmark("stability", *words, 5, run=run)
-    assert "'steps': 4" in (said := capsys.readouterr().err) and "'steps': 5" in said and len(trained) == 1
-    assert json.loads(out.read_text())["settings"]["steps"] == 4
+    assert len(trained) == 1 and json.loads(out.read_text())["settings"]["steps"] == 4
+
+
+@pytest.mark.parametrize("others", [["--steps", "3"], ["--budget", "9GB"], ["--tiny"]])
+def test_kept_rows_of_adapters_are_compared_with_those_of_their_own_settings_alone(benchmark, tmp_path, others, capsys):
+    out, row = tmp_path / "rows.json", {"tokens_per_second": 8.0, "spread": 0.0, "peak_gib": 1.0, "start_s": 1.0}
+    ran = []
+
+    def one(command, **_):
+        ran.append(command[command.index("--alone") + 1])
+        row["tokens_per_second"] *= 2
+        return SimpleNamespace(returncode=0, stdout=json.dumps(row), stderr="")
+
+    words, found = ["--steps", "2", "--out", out, "--only"], {"subprocess": SimpleNamespace(run=one)}
+    for name in ("luban", "luban-nf4"):
+        benchmark("adapters", *words, name, **found)
+    assert "luban-nf4 is 2.00 × luban" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=rf"rows.json was made with {others[0][2:]} .* \(now .*\): give another --out"):
+        benchmark("adapters", *words, "peft", *others, **found)
+    assert ran == ["luban", "luban-nf4"]
 
 
 @pytest.mark.parametrize(("given", "jobs", "threads"), [("1", 1, 1), ("3", 4, 3), ("", 1, 8), ("", 3, 2), ("", 64, 1)])
