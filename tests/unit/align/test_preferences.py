@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counted import HostTensors
 from training_data import cut, tensors
 
 from luban.align.preferences import as_preference_shards, tokenise
@@ -162,7 +163,9 @@ def test_padding_and_accumulation_change_no_ranking_loss(tiny_checkpoint, shards
     loss = Ranking(margin="large").loss(module)
     rows = PreferenceRows(shards, 64)
     batch = tensors(rows.gather(np.arange(4)))
-    whole = loss(batch)
+    with HostTensors() as made:
+        whole = loss(batch)
+    assert made.count == 0
     parts = [loss(part) for part in cut(batch, 2)]
     assert float(whole.sum) == pytest.approx(sum(float(p.sum) for p in parts), rel=1e-4)
     alone = [float(module(torch.from_numpy(shards.document(i).astype(np.int64))[None])) for i in range(8)]
