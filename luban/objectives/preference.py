@@ -30,7 +30,7 @@ class Preference(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
-    shown = ("loss", "accuracy")
+    shown = ("loss", "accuracy", "reward_margin", "heldout_accuracy", "heldout_reward_margin")
 
     def __post_init__(self):
         if not 0 <= self.sft < float("inf"):

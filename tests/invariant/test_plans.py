@@ -38,7 +38,7 @@ from luban.objectives.causal import Causal
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.engine import TrainEngine
+from luban.parallel.engine import HeldOut, TrainEngine
 from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
@@ -156,8 +156,8 @@ class Reference(NamedTuple):
 
     curve: list[tuple[float, float]]
     state: dict[str, dict[str, torch.Tensor]]
-    heldout: tuple[float, int]
-    uneven: tuple[float, int]  # of a number of rows that nothing divides
+    heldout: HeldOut
+    uneven: HeldOut  # of a number of rows that nothing divides
 
 
 def heldout(name: str, rows: int) -> Batch:
@@ -218,7 +218,10 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     state = engines[1].state_dict()
     errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
     for what, rows in (("heldout", ROWS), ("uneven", ROWS - 1)):
-        (total, targets), (wanted, wanted_targets) = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
+        (total, targets, _), (wanted, wanted_targets, _) = (
+            engines[1].evaluate(heldout(name, rows)),
+            getattr(right, what),
+        )
         errors[what] = abs(total / wanted - 1) + (targets != wanted_targets)
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
