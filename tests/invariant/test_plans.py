@@ -218,11 +218,11 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     state = engines[1].state_dict()
     errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
     for what, rows in (("heldout", ROWS), ("uneven", ROWS - 1)):
-        (total, targets, _), (wanted, wanted_targets, _) = (
-            engines[1].evaluate(heldout(name, rows)),
-            getattr(right, what),
-        )
-        errors[what] = abs(total / wanted - 1) + (targets != wanted_targets)
+        measured, wanted = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
+        errors[what] = abs(measured.loss / wanted.loss - 1) + (measured.targets != wanted.targets)
+        assert measured.metrics.keys() == wanted.metrics.keys()
+        for metric, counted in wanted.metrics.items():
+            assert measured.metrics[metric] == pytest.approx(counted, rel=1e-4), metric
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
         errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
