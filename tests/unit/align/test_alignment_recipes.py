@@ -91,7 +91,7 @@ def test_the_shipped_recipes_learn_a_planted_preference(tmp_path, monkeypatch, c
     ):
         assert main(words.split()) == 0, (words, capfd.readouterr().err)
     assert read_manifest(tmp_path / "rm").figures["accuracy"] >= 0.9
-    assert read_manifest(tmp_path / "tuned").figures["heldout_accuracy"] >= 0.9
+    assert read_manifest(tmp_path / "tuned").figures["heldout_accuracy"] >= 0.8
     prompts = [[{"role": "user", "content": picked(rng)["prompt"]}] for _ in range(240)]
     before, after = (mean_number(Engine(load_model(name)), prompts) for name in ("base", "tuned"))
     assert after > before + 8

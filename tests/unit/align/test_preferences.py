@@ -181,6 +181,15 @@ def test_kto_takes_unpaired_rows(model, tmp_path):
     found = objective.loss(model.module)(batch)
     found.sum.backward()
     assert torch.isfinite(found.sum)
+    # what is imitated beside is the answers that are wanted, three of the six
+    with_sft = replace(objective, sft=0.5).loss(model.module)
+    logprobs, lengths = with_sft.answer_logprobs(batch)
+    wanted = batch["ranks"][:, 0] == 1
+    imitated = (logprobs[:, 0] / lengths[:, 0])[wanted]
+    assert len(imitated) == 3
+    assert float((with_sft(batch).sum - found.sum).detach()) == pytest.approx(
+        -0.5 * float(imitated.sum().detach()), rel=1e-4
+    )
     with pytest.raises(
         DataError, match=r"hold 6 single answers .* train on them by luban dpo … --objective\.method\.type kto"
     ):
