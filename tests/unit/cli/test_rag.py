@@ -233,10 +233,30 @@ def test_ask_prints_an_answer_with_citations(index, tiny_checkpoint, capsys):
     assert {"answer", "citations"} <= set(json.loads(capsys.readouterr().out))
 
 
+def test_ask_quotes_a_sentence(index, tiny_checkpoint, capsys):
+    command = [
+        "rag",
+        "ask",
+        str(index),
+        str(tiny_checkpoint),
+        "What is basil?",
+        "--sentences",
+        "1",
+        "--quote",
+        "--json",
+    ]
+    assert main(command) == 0
+    row = json.loads(capsys.readouterr().out)
+    quote = row.get("written", row["answer"])
+    assert any(quote in " ".join(each["text"].split()) for each in found(capsys, str(index), "basil"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["search", "INDEX", "x", "--k", "0"], "at least 1"),
+        (["ask", "INDEX", "MODEL", "x", "--sentences", "0"], "--sentences: at least 1"),
+        (["eval", "INDEX", "QUESTIONS", "--quote"], "--quote: of answers"),
         (["search", "INDEX", ""], "empty query"),
         (["search", "INDEX", "x", "--retriever", "dense"], "no dense vectors"),
         (["search", "missing", "x"], "does not exist"),
