@@ -11,7 +11,8 @@ NormalFloat, and `luban-nf4-12` computes activations again so that all fits into
 Every run has a process of its own, so that its memory is its own too. Tokens a second by the median step after warm-up, peak
 memory by torch's allocator, seconds until the end of the warm-up, compilation included. Checked on a GPU: luban ≥ 1.5 × the faster
 of PEFT's and ≤ 28 GiB; luban-nf4-12 ≤ 12 GiB and ≥ 0.75 × luban. Writes --out, where what other calls found stays and is compared
-with, as long as GPU and torch are the same; exits 1 where a check fails. --tiny runs on a CPU in a minute, and checks nothing.
+with; a file of another GPU, torch, --steps, --budget or --tiny is refused. Exits 1 where a check fails. --tiny runs on a CPU in a
+minute, and checks nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import torch
 from gpu_step import SHAPE, TINY, RandomBatch, T, llama_config, luban_spec
+from kept import rows_of
 from kernel_table import kernel_table
 
 from luban.adapters.base import rates_of
@@ -96,10 +98,15 @@ def luban_step(
     return lambda: engine.submit(batch)
 
 
+def on_gpu(tiny: bool) -> bool:
+    """Whether it runs on a GPU."""
+    return torch.cuda.is_available() and not tiny
+
+
 def measure(name: str, steps: int, *, tiny: bool, budget: str | None, profile: Path | None) -> dict[str, float]:
     """Tokens a second and peak GiB of one contestant, in this process."""
     started = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
+    device = "cuda" if on_gpu(tiny) else "cpu"
     shape, rows, seq = (TINY, 2, 64) if tiny else (SHAPE, ROWS, T)
     plan = PLANS.get(name, ParallelPlan())
     if budget and plan.remat == "rotor":
@@ -165,11 +172,10 @@ def main() -> int:
     if args.alone:
         print(json.dumps(measure(args.alone, args.steps, tiny=args.tiny, budget=args.budget, profile=args.profile)))
         return 0
-    where = {"torch": torch.__version__, "chip": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
-    found: dict[str, dict[str, float]] = {}
-    if args.out and args.out.exists():
-        before = json.loads(args.out.read_text())
-        found = before["found"] if all(before.get(key) == value for key, value in where.items()) else {}
+    settings = {name: getattr(args, name) for name in ("tiny", "steps", "budget")}
+    settings |= {"torch": torch.__version__, "chip": torch.cuda.get_device_name() if on_gpu(args.tiny) else "cpu"}
+    kept = rows_of(args.out, **settings)
+    found: dict[str, dict[str, float]] = kept["rows"]
     for name in args.only:
         command = [sys.executable, __file__, "--alone", name, "--steps", str(args.steps), *["--tiny"] * args.tiny]
         command += ["--budget", args.budget] if args.budget else []
@@ -185,7 +191,7 @@ def main() -> int:
             flush=True,
         )
         if args.out:
-            args.out.write_text(json.dumps({**where, "found": found}, indent=1))
+            args.out.write_text(json.dumps(kept, indent=1))
     for name in ("luban-nf4", "luban-nf4-12"):
         if {"luban", name} <= found.keys():
             share = found[name]["tokens_per_second"] / found["luban"]["tokens_per_second"]

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 import luban
-from luban.load.gguf import packaged_file
+from luban.load.packaged import packaged_file
 
 PROMPT = "The history of tea begins"
 

@@ -11,6 +11,7 @@ at 0, and FlashAttention-4 where it is installed. Only pairs that are seen are c
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 
@@ -75,11 +76,9 @@ class Prompts:
         return lambda: packed_attention(q, k, v, edges, WIDTH**-0.5)[0].transpose(0, 1)
 
 
-def milliseconds(call, once: bool) -> float:
-    """Of one call, the middle of many, whose launches cost nothing on a GPU (a CUDA graph)."""
+def milliseconds(call) -> float:
+    """Of one call, the middle of many, whose launches cost nothing (a CUDA graph)."""
     call()
-    if once or DEVICE == "cpu":
-        return float("nan")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -102,6 +101,9 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="compute everything once, without times")
     parser.add_argument("--check", action="store_true", help="how far every result is from the first")
     args = parser.parse_args()
+    timed = DEVICE == "cuda" and not args.once
+    if DEVICE == "cpu" and not (args.once and os.environ.get("TRITON_INTERPRET")):
+        parser.error("without a GPU it takes TRITON_INTERPRET=1 and --once, which measures no times")
     half = args.tokens // 8
     for name, start, count in (("from the beginning", 0, 2 * half), ("second halves", half, half)):
         prompts = Prompts(args.tokens, start, count)
@@ -110,9 +112,11 @@ def main() -> None:
 
         def show(what, call, prompts=prompts, expected=expected):
             try:
-                took = milliseconds(call, args.once)
-                off = f", off by {(call() - expected).abs().max().item():.2g}" if args.check else ""
-                print(f"  {what:48} {took:8.3f} ms  {prompts.flops / took / 1e9:6.0f} TFLOP/s{off}", flush=True)
+                took = milliseconds(call) if timed else None
+                found = call() if args.check or not timed else None
+                said = [] if took is None else [f"{took:8.3f} ms  {prompts.flops / took / 1e9:6.0f} TFLOP/s"]
+                said += [f"off by {(found - expected).abs().max().item():.2g}"] if args.check else []
+                print(f"  {what:48} {', '.join(said) or 'computed'}", flush=True)
             except Exception as error:  # a setting that asks for more than there is, or a package that isn't installed
                 print(f"  {what:48} failed: {str(error)[:90]}", flush=True)
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from byte_models import GPU, Size, batches, heldout, make_engine, read_text, sized, spec_of, train
+from kept import rows_of
 
 from luban.models.arrangement.deepnorm import DeepNorm
 from luban.models.arrangement.post import PostNorm
@@ -147,10 +148,8 @@ def main() -> None:
     texts, every = read_text(given.data), variants(size)
     names = given.only or list(every)
     settings = {"device": given.device, "steps": given.steps, "bytes": sum(map(len, texts)), **asdict(size)}
-    kept = json.loads(given.out.read_text()) if given.out and given.out.exists() else {"settings": settings, "runs": {}}
-    if kept.get("settings") != settings:
-        parser.error(f"{given.out} has runs of {kept.get('settings')}, and {settings} is asked for: give another --out")
-    found = kept["runs"]
+    kept = rows_of(given.out, **settings)
+    found = kept["rows"]
     for seed in range(given.seeds):
         for name in names:
             for lr in given.rates:

@@ -13,7 +13,7 @@ _PUBLIC = {
     "describe": "luban.models.describe",
     "load_model": "luban.load.model",
     "export_model": "luban.load.export",
-    "load_tokenizer": "luban.tokenizer.tokenizer",
+    "load_tokenizer": "luban.load.tokenizer",
     "Engine": "luban.serve.engine",
     "Sampling": "luban.generate.sampling",
     "Structure": "luban.generate.structure",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luban.adapters.base import Adapter, AdapterConfig, adapters_of, weight_reader
-from luban.adapters.lora import LowRank
+from luban.adapters.lora import LoRA, LowRank
 from luban.adapters.stack import Chosen, LowRankStack
 from luban.core.errors import UnsupportedError
 from luban.kernels.row_groups import RowGroupBuffers
@@ -85,13 +85,14 @@ class Selection(Chosen):
 
 
 class Bank(nn.Module):
-    """The adapters at one projection that are in no stack, by name: each changes the outputs of its own tokens."""
+    """The adapters at one projection that are in no stack, by name: each changes the outputs of its own tokens. They are none of
+    its modules, so that they are no part of the model's weights, as stacks aren't."""
 
     reads_output = True
 
     def __init__(self, selection: Selection):
         super().__init__()
-        self.selection, self.held = selection, nn.ModuleDict()
+        self.selection, self.held = selection, dict[str, Adapter]()
 
     def forward(self, x_1NI: Tensor, y_1NO: Tensor, projection: Projection) -> Tensor:
         """(1, N, I) and (1, N, O) → (1, N, O)."""
@@ -162,6 +163,17 @@ def add_to_banks(
             bank_at(owners[owner], projection, selection).held[name] = adapter.eval()
 
 
+def reserve_stacks(model: Model, selection: Selection) -> None:
+    """Make the stacks of all projections that LoRA adapts by default, of the smallest rank that is stored, before memory is divided
+    among what a server needs. Nothing is computed with them until an adapter is there."""
+    twin = build_model(model.spec, device="meta")
+    LoRA(rank=1).adapt(twin)
+    like, owners = next(p for p in model.parameters() if p.is_floating_point()), dict(matmul_owners(model))
+    for place, _ in adapters_of(twin):
+        owner, _, projection = place.rpartition(".adapters.")
+        stack_at(owners[owner], projection, selection, 1, like)
+
+
 def low_rank(adapter: Adapter) -> LowRank | None:
     """The adapter as one that does no more than add a product of its factors to an output, else None."""
     return adapter if isinstance(adapter, LowRank) and not reads_output(adapter) else None
@@ -188,6 +200,20 @@ def bank_at(owner: MatmulOwner, projection: str, selection: Selection) -> Bank:
         held = Bank(selection)
         owner.add_adapter(projection, held)
     return held
+
+
+def serves_adapters(model: Model) -> bool:
+    """Whether there are stacks or banks in the model, such as those of another engine."""
+    return any(
+        owner.stacks or any(isinstance(each, Bank) for each in (owner.adapters or {}).values())
+        for _, owner in matmul_owners(model)
+    )
+
+
+def remove_banks(model: Model) -> None:
+    """Take all adapters out, with the stacks."""
+    for _, owner in matmul_owners(model):
+        owner.stacks, owner.adapters = {}, None
 
 
 def remove_from_banks(model: Model, selection: Selection, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from luban.adapters.placement import Place, chosen_places, saved_modules
+from luban.adapters.placement import Place, chosen_places, saved_parameters
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.registry import Registry, Variant
 from luban.models.build import build_model, materialise, shared_names, state_of
@@ -73,7 +73,7 @@ class AdapterConfig(Variant):
     at_projections: ClassVar[bool] = (
         False  # all of it lies at projections, and without it they compute what the base does
     )
-    modules_to_save: tuple[str, ...] = ()  # modules trained whole beside the adapter: embedding, lm_head, norm, head
+    modules_to_save: tuple[str, ...] = ()  # trained whole beside the adapter: embedding, lm_head, norm, head, bias
 
     @property
     def removable(self) -> bool:
@@ -100,7 +100,7 @@ class AdapterConfig(Variant):
         """Freeze the model, put the adapters in and let them and `modules_to_save` be trained. The handle that
         `luban.parallel.apply.apply` takes."""
         self.check(model.spec)
-        saved = saved_modules(model, self.modules_to_save)
+        saved = saved_parameters(model, self.modules_to_save)
         model.requires_grad_(False)
         like = next(p for p in model.parameters() if p.is_floating_point())
         with torch.device(like.device):
@@ -109,9 +109,8 @@ class AdapterConfig(Variant):
             raise ConfigError(f"the adapter at {reader} reads the weight that it adapts, so adapter.base must be float")
         for _, adapter in adapters_of(model):
             adapter.to(like.dtype)
-        for module in saved:
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(True)
+        for parameter in saved:
+            parameter.requires_grad_(True)
 
     def pack_base(self, model: Model) -> None:
         """Pack the frozen matrices of the layers as `base` says; embeddings, norms and the head stay as they are."""
@@ -134,9 +133,9 @@ class AdapterConfig(Variant):
 
     def merge(self, model: Model) -> None:
         """Change the model's weights so that it computes the same without the adapters, and take these out."""
+        instead = "export without --merge" if self.peft else "Luban reads the run itself, as a model or by --adapter"
         raise UnsupportedError(
-            f"adapters of type {self.registry.name_of(type(self))} are no change of weights, so they can't be merged: "
-            "export without --merge"
+            f"adapters of type {self.registry.name_of(type(self))} are no change of weights, so they can't be merged: {instead}"
         )
 
 

@@ -6,6 +6,7 @@ B batch, H query heads, K key heads, T tokens, P prompt tokens, D head dim, E mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from luban.adapters.base import Adapter, AdapterConfig
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.models.base import Model
-from luban.models.decoder import DecoderBody
 from luban.models.spec import ModelSpec
+from luban.models.stack import blocks_of
 from luban.nn.init import InitialValues
-from luban.nn.mixer.grouped import GroupedAttention
 from luban.nn.roles import Role
+
+KeysValuesOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +38,23 @@ class LLaMAAdapter(AdapterConfig):
 
     def check(self, spec: ModelSpec) -> None:
         """Raise for what isn't a decoder, and for more layers than there are."""
-        if not isinstance(spec.body, DecoderBody):
+        if not (spec.body.stacked and spec.body.causal):
             raise UnsupportedError("a LLaMA-Adapter needs a decoder")
+        if not all(layer.mixer.prompted and layer.share is None for layer in spec.layers):
+            raise UnsupportedError(
+                "a LLaMA-Adapter needs layers that all have softmax attention in groups of heads (mixer grouped) and weights of their own"
+            )
         if self.layers > len(spec.layers):
             raise ConfigError(f"adapter.layers is {self.layers}, and the model has {len(spec.layers)} layers")
 
     def insert(self, model: Model) -> None:
-        """Put prompts into the upper layers' attention. Raises UnsupportedError for layers that mix in another way."""
-        mixers = [module for module in model.modules() if isinstance(module, GroupedAttention)]
-        if len(mixers) < len(model.spec.layers):
-            raise UnsupportedError(
-                "a LLaMA-Adapter needs layers that all have softmax attention in groups of heads (mixer grouped)"
-            )
-        for mixer in mixers[-self.layers or None :] if self.layers else mixers:
-            heads = mixer.qkv.sizes["q"] // mixer.head_dim
-            mixer.prompts = GatedPrompts(self.length, model.spec.width, heads)
+        """Put prompts into the upper layers' attention."""
+        width = model.spec.width
+        upper = list(zip(model.spec.layers, blocks_of(model), strict=True))[-self.layers :]  # -0: all
+        for layer, block in upper:
+            shape = layer.mixer.attention(width)
+            assert shape is not None
+            block.mixer.add_prompts(GatedPrompts(self.length, width, shape.heads))  # type: ignore[operator]
 
 
 class GatedPrompts(Adapter):
@@ -68,9 +72,14 @@ class GatedPrompts(Adapter):
         self.prompts.copy_(draw.normal("prompts", self.prompts, 1.0))
         self.gate.zero_()
 
-    def forward(self, q_BHTD: Tensor, mixer: GroupedAttention) -> Tensor:
-        """(B, H, T, D)."""
-        k, v = (part.expand(q_BHTD.shape[0], -1, -1, -1) for part in mixer.keys_values(self.prompts[None]))
+    def forward(self, q_BHTD: Tensor, keys_values: KeysValuesOf, scale: float | None) -> Tensor:
+        """What is added to the mixed values of queries, (B, H, T, D) → (B, H, T, D).
+
+        Args:
+            keys_values: hidden states (B, P, E) → the layer's keys and values (B, K, P, D) of them, without positions.
+            scale: of the scores; None: 1/√D.
+        """
+        k, v = (part.expand(q_BHTD.shape[0], -1, -1, -1) for part in keys_values(self.prompts[None]))
         groups = q_BHTD.shape[1] // k.shape[1]
         k, v = (part.repeat_interleave(groups, 1).to(q_BHTD.dtype) for part in (k, v))
-        return self.gate[:, None, None] * F.scaled_dot_product_attention(q_BHTD, k, v, scale=mixer.scale)
+        return self.gate[:, None, None] * F.scaled_dot_product_attention(q_BHTD, k, v, scale=scale)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from luban.adapters.bottleneck import Bottleneck, BottleneckConfig
 from luban.core.errors import UnsupportedError
-from luban.models.arrangement.base import Block
 from luban.models.base import Model
+from luban.models.spec import ModelSpec
+from luban.models.stack import blocks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +21,20 @@ class Parallel(BottleneckConfig):
 
     beside: Literal["feedforward", "mixer"] = "feedforward"  # the part of the layer
 
-    def insert(self, model: Model) -> None:
-        """Put a bottleneck beside the part of every layer. Raises UnsupportedError for a model without Transformer layers."""
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
-        if not blocks:
+    def check(self, spec: ModelSpec) -> None:
+        """Raise UnsupportedError for a model without Transformer layers."""
+        if not spec.body.stacked:
             raise UnsupportedError("a parallel adapter stands in Transformer layers, which this model hasn't")
-        for block in blocks:
-            adapter = Beside(model.spec.width, self)
-            block.add_module(f"beside_{self.beside}", adapter)
-            part: nn.Module = getattr(block, self.beside)
-            part.register_forward_hook(adapter.add)
+
+    def insert(self, model: Model) -> None:
+        """Put a bottleneck beside the part of every layer."""
+        for block in blocks_of(model):
+            block.add_beside(self.beside, Beside(model.spec.width, self))
 
 
 class Beside(Bottleneck):
-    """part(x) + bottleneck(x)."""
+    """What is added to the output of the part of a layer that reads x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         return self.bottleneck(x)
-
-    def add(self, part: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """The part's output with the bottleneck's; a forward hook of the part."""
-        return output + self(inputs[0])

@@ -62,24 +62,37 @@ def chosen_places(model: nn.Module, targets: Sequence[str], *, given: bool = Tru
     return [place for place in every if place.name in found]
 
 
-def saved_modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The modules that own the parameters of these roles ("embedding", "lm_head", "norm") or match these patterns of names.
+def saved_parameters(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters that are trained whole beside an adapter.
+
+    Args:
+        names: each a role ("embedding", "lm_head", "norm": all parameters of the modules that own one of this role; "bias":
+            biases alone), or a pattern of the names of modules or of single parameters.
 
     Raises:
         ConfigError: a name that matches nothing.
     """
     owners = [
-        (name, module, frozenset(declared_roles(module).values()))
+        (name, dict(module.named_parameters(recurse=False)), declared_roles(module))
         for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
     ]
-    found: list[nn.Module] = []
+    owners = [(name, held, roles) for name, held, roles in owners if held]
+    found: list[nn.Parameter] = []
     for wanted in names:
-        matches = [
-            m for n, m, roles in owners if wanted in roles or fnmatchcase(n, wanted) or n.split(".")[0] == wanted
+        whole = [
+            parameter
+            for name, held, roles in owners
+            if wanted in set(roles.values()) - {"bias"} or fnmatchcase(name, wanted) or name.split(".")[0] == wanted
+            for parameter in held.values()
+        ]
+        matches = whole or [
+            parameter
+            for name, held, roles in owners
+            for own, parameter in held.items()
+            if (wanted == "bias" and roles.get(own) == "bias") or fnmatchcase(f"{name}.{own}", wanted)
         ]
         if not matches:
-            roles = sorted({role for _, _, held in owners for role in held})
+            roles = sorted({role for _, held, roles in owners for own, role in roles.items() if own in held})
             raise ConfigError(f"adapter.modules_to_save '{wanted}' matches nothing{nearest(wanted, roles)}")
         found += matches
     return found

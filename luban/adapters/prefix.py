@@ -19,7 +19,7 @@ from luban.adapters.base import Adapter, AdapterConfig
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.protocols import KeysValues
 from luban.models.base import Model
-from luban.models.decoder import Decoder, DecoderBody, Prompts
+from luban.models.decoder import Decoder, Prompts
 from luban.models.spec import ModelSpec
 from luban.nn.init import InitialValues
 from luban.nn.mixer.base import AttentionShape
@@ -29,7 +29,7 @@ from luban.nn.roles import Role
 
 def require_prompts(spec: ModelSpec, what: str) -> None:
     """Raise UnsupportedError unless keys and values can stand before a model's texts."""
-    if not isinstance(spec.body, DecoderBody):
+    if not (spec.body.stacked and spec.body.causal):
         raise UnsupportedError(f"{what} needs a decoder: in other models its tokens would be among those that are read")
     shapes = {layer.mixer.attention(spec.width) for layer in spec.layers}
     if None in shapes or len({shape[1:3] for shape in shapes if shape is not None}) > 1:
@@ -72,7 +72,7 @@ class PTuningV2(AdapterConfig):
         require_unbiased(model, "a prefix")
         shape = model.spec.layers[0].mixer.attention(model.spec.width)
         assert isinstance(model, Decoder) and shape is not None
-        model.prompts = Prefix(self.length, len(model.spec.layers), shape, self.hidden)
+        model.add_prompts(Prefix(self.length, len(model.spec.layers), shape, self.hidden))
 
 
 @dataclass(frozen=True, kw_only=True)

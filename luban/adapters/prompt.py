@@ -57,7 +57,7 @@ class PromptTuning(AdapterConfig):
         """Put the prompt before the decoder's texts."""
         require_unbiased(model, "a prompt")
         assert isinstance(model, Decoder)
-        model.prompts = Prompt(model.spec.body.embedding_width(model.spec), self)
+        model.add_prompts(Prompt(model.spec.body.embedding_width(model.spec), self))
 
 
 class Prompt(Adapter, Prompts):

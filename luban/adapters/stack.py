@@ -118,14 +118,13 @@ class LowRankStack:
         )
 
     def _widen(self, rank: int) -> None:
-        """Give every slot a larger rank."""
+        """Give every slot a larger rank; where there is no memory for it the stack stays as it is."""
         a, b, old = self.a_SRI, self.b_SOR, self.rank
-        self.a_SRI = a.new_zeros(len(a), len(self.names), rank, self.inputs)
-        self.a_SRI[:, :, :old] = a.unflatten(1, (len(self.names), old))
-        self.a_SRI = self.a_SRI.flatten(1, 2)
-        self.b_SOR = b.new_zeros(*b.shape[:2], rank)
-        self.b_SOR[..., :old] = b
-        self.rank = rank
+        wide_a = a.new_zeros(len(a), len(self.names), rank, self.inputs)
+        wide_b = b.new_zeros(*b.shape[:2], rank)
+        wide_a[:, :, :old] = a.unflatten(1, (len(self.names), old))
+        wide_b[..., :old] = b
+        self.a_SRI, self.b_SOR, self.rank = wide_a.flatten(1, 2), wide_b, rank
 
 
 def padded_rank(rank: int) -> int:

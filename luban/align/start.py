@@ -16,18 +16,25 @@ from luban.load.model import LoadedModel, load_model
 from luban.parallel.world import process_count
 from luban.train.interrupt import Interrupted
 from luban.train.recipe import Recipe
+from luban.train.start import require_adaptable
 
 T = TypeVar("T")
 
 
 def model_of(recipe: Recipe, what: str, data: str) -> LoadedModel:
-    """The model of `recipe.init`. Raises UsageError where the recipe names no model or no data."""
+    """The model of `recipe.init`.
+
+    Raises:
+        UsageError: the recipe names no model or no data.
+        ConfigError, UnsupportedError: its adapter doesn't go with the model.
+    """
     if not recipe.init:
         raise UsageError(f"{what} needs a model to start from: give --init MODEL")
     if not recipe.data.path:
         raise UsageError(f"no data to train on: give --data.path {data}")
     model = load_model(recipe.init)
     model.need_tokenizer()
+    require_adaptable(recipe, model)
     return model
 
 

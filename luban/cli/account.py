@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, refuse_flags
 from luban.core.errors import UsageError
 from luban.core.log import print_result
 from luban.core.units import count
@@ -65,10 +65,10 @@ def run(argv: Sequence[str]) -> None:
         about="What a training run takes: FLOPs, GPU-hours, utilisation, money, energy, carbon.",
         examples=EXAMPLES,
     )
+    if not args.history:
+        refuse_flags(argv, ("data", "picture"), "without --history")
     if args.history:
         _history(args)
-    elif args.data or args.picture:
-        raise UsageError("--data and --picture belong to --history: give it too")
     elif args.published:
         _published(args)
     else:

@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
     from luban.serve.engine import Engine
 
     if not args.tools:
-        refuse_flags(argv, ("tool_calls", "tool_seconds"), "of functions that the model may call: name them by --tools")
+        refuse_flags(argv, ("tool_calls", "tool_seconds"), "without --tools")
     names = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     asked = {name: getattr(args, name) for name in names}
     Generation().sample(asked)  # what can't be is said before the model is read

@@ -26,7 +26,7 @@ SAMPLE_TOKENS = 200  # of each
 @dataclass(frozen=True)
 class PackArgs:
     corpora: tyro.conf.Positional[tuple[Path, ...]]  # corpora, from luban corpus build or mix
-    tokenizer: Path  # a tokenizer, a run, or a Hugging Face directory
+    tokenizer: Path  # a tokenizer, a run, a Hugging Face directory, or smollm2
     out: Path  # directory to make
     verify: bool = False  # read and hash the corpus's files first, and compare with what was written
 
@@ -76,13 +76,14 @@ def pack(argv: Sequence[str]) -> None:
     from luban.corpus.several import read_corpora
     from luban.corpus.split import SPLITS
     from luban.data.pack import pack as pack_shards
+    from luban.load.tokenizer import load_tokenizer
 
     if not args.corpora:
         raise UsageError("name at least one corpus to pack (see luban data pack --help)")
     held = [open_artifact(path, "corpus", verify=args.verify).figures for path in args.corpora]
     figures = pack_shards(
         read_corpora(args.corpora),
-        args.tokenizer,
+        load_tokenizer(args.tokenizer),
         args.out,
         parents=tuple(as_parent("corpus", path) for path in args.corpora),
         total=sum(figures[split]["documents"] for figures in held for split in SPLITS),

@@ -33,7 +33,7 @@ class OveroptimisationArgs:
 @dataclass(frozen=True)
 class ShareGPTArgs:
     file: tyro.conf.Positional[Path]  # .json or .jsonl: id, conversations (from, value)
-    tokenizer: Path  # a tokenizer with a chat template, a run, or a Hugging Face directory
+    tokenizer: Path  # a tokenizer with a chat template, a run, a Hugging Face directory, or smollm2
     out: Path  # .jsonl file to write
     tokens: int = 2048  # of a piece at most, template included
 
@@ -123,12 +123,13 @@ def sharegpt(argv: Sequence[str]) -> None:
         verb="data sharegpt",
         about="Conversations as ShareGPT has them → data for luban sft, which trains the assistant's turns alone (Vicuna): HTML becomes "
         "text, turns must alternate, long conversations are cut between exchanges, never inside one.",
-        examples="luban data sharegpt sharegpt.json --tokenizer runs/base --tokens 2048 --out chats.jsonl",
+        examples="luban data sharegpt sharegpt.json --tokenizer runs/base --tokens 2048 --out chats.jsonl\n"
+        "luban data sharegpt sharegpt.json --tokenizer smollm2 --out chats.jsonl",
     )
     from luban.align.sharegpt import convert_sharegpt
     from luban.core.errors import UsageError
     from luban.core.log import print_result
-    from luban.tokenizer.tokenizer import load_tokenizer
+    from luban.load.tokenizer import load_tokenizer
 
     if args.tokens < 1:
         raise UsageError(f"--tokens must be at least 1, {args.tokens} given")

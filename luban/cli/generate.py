@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from luban.cli.serve import ServingPlan
-from luban.core.arguments import parse, require_partners
+from luban.core.arguments import parse, refuse_flags
 from luban.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -116,10 +116,10 @@ def run(argv: Sequence[str]) -> None:
     asked = {name: getattr(args, name) for name in names} | {"stop": args.stop or None, "structure": structure_of(args)}
     if (args.best_of > 1) != bool(args.reward):
         raise UsageError("--best-of N and --reward go together: give both or none")
-    if args.out is not None and not args.reward:
-        raise UsageError("--out writes the best of several answers: give --best-of N and --reward too")
-    if args.pairs and args.out is None:
-        raise UsageError("--pairs says what --out writes: give --out FILE.jsonl too")
+    if not args.reward:
+        refuse_flags(argv, ("out",), "without --best-of N and --reward")
+    if args.out is None:
+        refuse_flags(argv, ("pairs",), "without --out FILE.jsonl")
     plan = args.plan.checked()
     unused = [flag for flag in ("n", "beams", "draft", "speculative") if getattr(args, flag) not in (1, None, "none")]
     if args.reward and unused:
@@ -128,7 +128,10 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError("--best-of samples its answers in one process: leave --plan.tensor out")
     if args.draft and args.speculative != "none":
         raise UsageError("--draft and --speculative both guess tokens: use one")
-    require_partners(args, {"draft_tokens": ("draft", "speculative"), "length_penalty": ("beams",)})
+    if not args.draft and args.speculative == "none":
+        refuse_flags(argv, ("draft_tokens",), "without --draft or --speculative")
+    if args.beams == 1:
+        refuse_flags(argv, ("length_penalty",), "without --beams")
     Generation().sample(asked)  # what can't be is said before the model is read
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     loaded_on = "cpu" if plan.tensor > 1 else args.device

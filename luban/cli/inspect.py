@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
 
 def is_foreign(path: Path) -> bool:
     """True if this is a model from another library."""
-    from luban.load.gguf import PACKAGED
+    from luban.load.packaged import PACKAGED
     from luban.models.convert.gguf_file import is_gguf
 
     named = str(path) in PACKAGED and not path.exists()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luban.core.arguments import parse_recipe
+from luban.core.arguments import parse_recipe, refuse_flags
 from luban.core.config import to_toml
 from luban.core.errors import UsageError
 from luban.core.log import print_result, say
@@ -72,15 +72,17 @@ class Options:
     prices: str = "closed"
     network: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.network is not None and self.prices == "closed":
-            raise UsageError("--network goes with --prices fluid or packets")
-        if self.search == "alpa" and self.prices != "closed":
-            raise UsageError(f"--prices {self.prices} goes with --search all")
-        if self.search == "alpa" and self.top is not None:
-            raise UsageError("--top goes with --search all: --search alpa finds one plan")
-        if self.search == "all" and self.micro_batches is not None:
-            raise UsageError("--micro-batches goes with --search alpa: all numbers are tried otherwise")
+
+def _refuse_unused(options: Options, argv: Sequence[str]) -> None:
+    """Raise UsageError for flags that would do nothing."""
+    if options.prices == "closed":
+        refuse_flags(argv, ("network",), "without --prices fluid or packets")
+    if options.search == "alpa":
+        refuse_flags(argv, ("top",), "with --search alpa, which finds one plan")
+        if options.prices != "closed":
+            refuse_flags(argv, ("prices",), "with --search alpa, whose prices are closed")
+    else:
+        refuse_flags(argv, ("micro_batches",), "without --search alpa: all numbers are tried")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -176,7 +178,9 @@ def _split(argv: Sequence[str]) -> tuple[Options, list[str]]:
                 rest.append(words.pop(0))
     if "cluster" not in found:
         raise UsageError("luban plan needs --cluster FILE (see luban plan --help and docs/PLANNING.md)")
-    return Options(**found), rest
+    options = Options(**found)
+    _refuse_unused(options, argv)
+    return options, rest
 
 
 def _option(key: str, text: str) -> Any:
@@ -269,6 +273,7 @@ def _lines(
     lines = [
         f"{count(parameters)} parameters, {problem.workload.batch} rows of {problem.workload.seq} tokens a step, on "
         f"{cluster.gpus} × {cluster.gpu} ({bytes_(cluster.memory_bytes)} each)",
+        state_by_zero(parameters, cluster.gpus),
         f"table: {source}",
         f"step times {error}",
         f"{'energy' if cluster.price is None else f'price, in {cluster.currency}, and energy'}: of the run's {steps:,} steps",
@@ -298,6 +303,16 @@ def _lines(
         )
     lines += [f"{'':>3} * {number}: {row['refused']}" for number, row in enumerate(rows, 1) if row["refused"]]
     return lines
+
+
+def state_by_zero(parameters: int, gpus: int) -> str:
+    """Bytes of weights, gradients and optimizer state of a GPU, undivided and at each stage of ZeRO, at the published 16 bytes a
+    parameter (Rajbhandari et al. 2020, figure 1)."""
+    from luban.planner.search.estimate import zero_bytes
+
+    sizes = [bytes_(zero_bytes(parameters, gpus, stage)) for stage in range(4)]
+    divided = ", ".join(f"{size} with ZeRO {stage}" for stage, size in enumerate(sizes[1:], 1))
+    return f"weights, gradients and Adam's state a GPU, at 2 + 2 + 12 bytes a parameter: {sizes[0]} whole, {divided}"
 
 
 def _energy(mwh: float) -> str:

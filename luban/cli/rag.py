@@ -120,7 +120,7 @@ def search(argv: Sequence[str]) -> None:
 
     opened = _opened(args, argv)
     if (args.retriever or opened.retriever) != "hybrid":
-        refuse_flags(argv, ("fusion",), f"for hybrid searches, and this is one by {args.retriever or opened.retriever}")
+        refuse_flags(argv, ("fusion",), f"in a search by {args.retriever or opened.retriever}: it is for hybrid ones")
     hits = _searched(opened, args).search(
         args.query, args.k, retriever=args.retriever, fusion=args.fusion, exact=args.exact
     )
@@ -139,10 +139,10 @@ def _opened(args: SearchArgs | AskArgs | EvalArgs, argv: Sequence[str]) -> Index
     from luban.retrieval.index import Index
 
     if args.rerank is None:
-        refuse_flags(argv, ("depth",), "passages that --rerank puts in order: give both")
+        refuse_flags(argv, ("depth",), "without --rerank")
     opened = Index(args.index, encoder=args.encoder, device=args.device)
     if opened.retriever == "bm25":
-        refuse_flags(argv, ("encoder",), f"{args.index} has no vectors, it was built with --encoder bm25")
+        refuse_flags(argv, ("encoder",), f"with {args.index}, which was built with --encoder bm25")
     return opened
 
 
@@ -170,7 +170,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if args.limit < 0:
         raise UsageError(f"--limit: 0 (all) or more questions, {args.limit} given")
     if args.model is None:
-        refuse_flags(argv, ("passages", "sentences", "quote", *OF_RAG_MODELS), "of answers: give --model, too")
+        refuse_flags(argv, ("passages", "sentences", "quote", *OF_RAG_MODELS), "without --model")
     questions = [q for q in read_questions(args.questions) if args.task in ("", q.task)][: args.limit or None]
     if not questions:
         raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
@@ -237,10 +237,12 @@ def _asker(
     if is_rag(model):
         if args.rerank is not None:
             raise UsageError("--rerank: a model of rag train weighs the passages that its own questions find")
-        refuse_flags(argv, ("sentences", "quote"), "a model of rag train reads whole passages, as in training")
+        refuse_flags(
+            argv, ("sentences", "quote"), f"with {model}, a model of luban rag train, which reads whole passages"
+        )
         loaded = load_rag(model, args.device, dtype)
         return RagAsker(index, loaded, k, decoding=args.decoding, beams=args.beams, max_tokens=max_tokens)
-    refuse_flags(argv, OF_RAG_MODELS, f"of a beam search over passages, and {model} is no model of rag train")
+    refuse_flags(argv, OF_RAG_MODELS, f"with {model}, which is no model of luban rag train")
     return Asker(
         _searched(index, args),
         load_model(model, args.device, dtype),

@@ -80,16 +80,13 @@ def _changed(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
     from luban.retrieval.documents import DocumentReader
     from luban.retrieval.index import Index
 
-    refuse_flags(
-        argv, OF_BUILD, f"a finished index is added to as it was built (luban inspect {args.out}): leave it out"
-    )
+    which = "--sync" if args.sync else "--add" if args.add else "--remove"
+    refuse_flags(argv, OF_BUILD, f"with {which}: {args.out} stays as it was built (luban inspect {args.out})")
     reader, encoder = None, None
     if args.add or args.sync:
         reader = DocumentReader(args.paths, _licences(args), args.text_field, known_origins(args.out))
     else:
-        refuse_flags(
-            argv, ("licence", "text_field", "encoder", "device"), "for documents that are added, by --add or --sync"
-        )
+        refuse_flags(argv, ("licence", "text_field", "encoder", "device"), "without --add or --sync")
     if args.encoder != "auto":
         index = Index(args.out)
         retriever, encoder = _named(args.encoder)
@@ -114,12 +111,13 @@ def _built(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
     reader = DocumentReader(args.paths, _licences(args), args.text_field)
     if (args.out / MANIFEST).is_file() and read_manifest(args.out).kind == KIND:
         raise UsageError(
-            f"{args.out} already holds a finished index: --add adds to it, --sync also removes what is gone, another --out builds another one"
+            f"{args.out} already holds a finished index: --add adds to it, --sync removes what is gone, too, another --out "
+            "builds another one"
         )
     if args.passages != "tokens":
-        refuse_flags(argv, ("tokenizer",), "for --passages tokens")
+        refuse_flags(argv, ("tokenizer",), "without --passages tokens")
     if args.passages == "document":
-        refuse_flags(argv, ("length", "overlap"), "--passages document takes documents as they are")
+        refuse_flags(argv, ("length", "overlap"), "with --passages document, which takes documents whole")
     fields: dict[str, Any] = {"length": args.length, "overlap": args.overlap}
     if args.passages == "tokens":
         fields["tokenizer"] = args.tokenizer
@@ -129,8 +127,7 @@ def _built(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
     else:
         retriever, encoder = _named(args.encoder)
     if encoder is None:
-        why = "for vectors, and this index has BM25 alone: name an --encoder"
-        refuse_flags(argv, ("precision", "search"), why)
+        refuse_flags(argv, ("precision", "search"), "in an index without vectors: name an --encoder other than bm25")
     config = IndexConfig(retriever=retriever, encoder=encoder, rule=rule, precision=args.precision, search=args.search)
     figures = build_index(reader, args.out, config, device=args.device)
     why = " (no installed encoder declares the language of the texts)" if args.encoder == "auto" and not encoder else ""

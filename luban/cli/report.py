@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from luban.core.arguments import parse
+from luban.core.arguments import parse, refuse_flags
 from luban.core.errors import UsageError
 from luban.core.log import print_result
 
@@ -47,8 +47,7 @@ def run(argv: Sequence[str]) -> None:
         write_attention(load_model(str(args.folders[0])), args.attention, args.out, args.attention_target)
         print_result(args.out)
         return
-    if args.attention_target:
-        raise UsageError("--attention-target goes with --attention TEXT, what the encoder reads")
+    refuse_flags(argv, ("attention_target",), "without --attention TEXT, what the encoder reads")
     if not args.folders:
         raise UsageError("luban report takes one folder of an artifact or more (see luban report --help)")
     from luban.report.comparison import compare, lines_of

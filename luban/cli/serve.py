@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from luban.core.arguments import parse, require_partners
+from luban.core.arguments import parse, refuse_flags
 from luban.core.environment import flags_from_environment
 from luban.core.plan import ParallelPlan
 
@@ -24,6 +24,7 @@ luban serve runs/demo/chat
 luban serve runs/a --port 9000 --api-key "$KEY"
 luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
+luban serve smollm2 --runtime-adapters --api-key "$KEY"   # adapters come and go: POST /v1/load_lora_adapter
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
 luban serve runs/answers --index index   # a model of luban rag train: its passages are summed out
 luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
@@ -35,13 +36,6 @@ curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/jso
 KEY_VARIABLE = "LUBAN_API_KEY"
 PREFIX = "LUBAN_SERVE"
 FRONT = ("replicas", "host", "port", "api_key", "allowed_host", "cors", "requests_per_minute")  # not of each replica
-PARTNERS = {  # flags that do nothing without one of others
-    "passages": ("index",),
-    "rerank": ("index",),
-    "draft_tokens": ("draft", "speculative"),
-    "swap_gb": ("preemption",),
-    "log_text": ("log_requests",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +58,9 @@ class Arguments:
     # a run of adapters or a PEFT directory, over MODEL; NAME=DIR, repeatable: requests ask for it by their "model"
     adapter: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     max_adapters: int = 16  # adapters with names that are in memory at once
+    # take adapters while it runs, by POST /v1/load_lora_adapter, and let them go by /v1/unload_lora_adapter; whoever has the key
+    # can have any folder of this machine read as one
+    runtime_adapters: bool = False
     index: str | None = None  # from luban rag index: chats are answered from its passages, with citations
     # of the index before a question at most; none: 5, or as in training for one of rag train
     passages: int | None = None
@@ -113,6 +110,30 @@ def words_of(args: Arguments, without: Sequence[str]) -> list[str]:
     return words
 
 
+def _refuse_unused(args: Arguments, argv: Sequence[str]) -> None:
+    """Raise UsageError for flags that would do nothing, or not what they say."""
+    from luban.core.errors import UsageError
+    from luban.serve.adapter_names import by_name
+
+    alone, named = by_name(args.adapter)
+    if not named and not args.runtime_adapters:
+        refuse_flags(argv, ("max_adapters",), "without --adapter NAME=DIR or --runtime-adapters")
+    if args.runtime_adapters and alone:
+        raise UsageError(f"--runtime-adapters takes adapters with names: give --adapter NAME={alone}")
+    if args.runtime_adapters and args.replicas > 1:
+        raise UsageError(
+            "--runtime-adapters is for one server, since a request reaches one of --replicas: leave one of them out"
+        )
+    if args.index is None:
+        refuse_flags(argv, ("passages", "rerank"), "without --index")
+    if not args.draft and args.speculative == "none":
+        refuse_flags(argv, ("draft_tokens",), "without --draft or --speculative")
+    if args.preemption != "swap":
+        refuse_flags(argv, ("swap_gb",), "without --preemption swap")
+    if not args.log_requests:
+        refuse_flags(argv, ("log_text",), "without --log-requests")
+
+
 def run(argv: Sequence[str]) -> None:
     """Serve until interrupted."""
     argv = flags_from_environment(Arguments, argv, PREFIX, os.environ, positional=("model",))
@@ -142,10 +163,10 @@ def run(argv: Sequence[str]) -> None:
             raise UsageError(f"{right}, {given} given")
     if args.draft and args.speculative != "none":
         raise UsageError("--draft and --speculative both guess tokens: use one")
-    require_partners(args, PARTNERS)
+    _refuse_unused(args, argv)
     plan = args.plan.checked()
     from luban.load.model import load_model
-    from luban.serve.adapters import by_name
+    from luban.serve.adapter_names import by_name
     from luban.serve.engine import Engine
     from luban.serve.run import serve
 
@@ -165,6 +186,7 @@ def run(argv: Sequence[str]) -> None:
         log_requests=args.log_requests,
         log_text=args.log_text,
         history=args.history,
+        more_adapters=args.runtime_adapters,
     )
     if args.replicas > 1:
         from luban.serve.replicas.run import serve_replicas
@@ -202,6 +224,7 @@ def run(argv: Sequence[str]) -> None:
             batch_invariant=args.batch_invariant,
             adapters=named,
             max_adapters=args.max_adapters,
+            more_adapters=args.runtime_adapters,
             plan=plan,
             device=args.device,
         )
@@ -246,10 +269,10 @@ def _summed_out(args: Arguments, options: ServerOptions) -> tuple[Callable[[], L
             f"{args.model} finds the passages of its answers in an index: name one by --index, or serve "
             f"{args.model}/{GENERATOR}, which answers without"
         )
-    for name in ("adapter", "rerank"):
+    for name in ("adapter", "runtime_adapters", "rerank"):
         if getattr(args, name):
             raise UsageError(
-                f"--{name}: a model of rag train answers with its own generator and weighs its own passages"
+                f"--{name.replace('_', '-')}: a model of rag train answers with its own generator and weighs its own passages"
             )
     rag = load_rag(args.model, args.device, args.dtype)
     asker = RagAsker(Index(args.index, device=args.device), rag, args.passages)

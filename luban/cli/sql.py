@@ -90,11 +90,11 @@ def _require_fitting(args: Arguments, argv: Sequence[str]) -> None:
     if args.eval is not None:
         if args.model is None or args.database or args.sql is not None:
             raise UsageError("--eval FILE takes --model MODEL and no database: the file names its own")
-        refuse_flags(argv, OF_ONE, "of one question: leave it out with --eval")
+        refuse_flags(argv, OF_ONE, "with --eval")
         return
-    refuse_flags(argv, OF_EVAL, "of --eval FILE: give both")
+    refuse_flags(argv, OF_EVAL, "without --eval FILE")
     if args.sql is not None:
-        refuse_flags(argv, ("model", "adapter", "device", "dtype"), "of a QUESTION, which --sql takes the place of")
+        refuse_flags(argv, ("model", "adapter", "device", "dtype"), "with --sql, which no model writes")
     if not args.database:
         raise UsageError("luban sql takes a database: luban sql DATABASE QUESTION --model MODEL (see luban sql --help)")
     if (args.sql is None) == (not args.question):

@@ -39,8 +39,8 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ImportArgs:
-    # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, or their
-    # folder
+    # tokenizer.json, vocab.json with merges, vocab.txt, .tiktoken, tekken.json, SentencePiece .model, .gguf, their
+    # folder, or smollm2
     file: tyro.conf.Positional[Path]
     out: Path  # directory to make
     chat_template: Path | None = None  # Jinja file, in place of the vocabulary's own
@@ -48,7 +48,7 @@ class ImportArgs:
 
 @dataclass(frozen=True)
 class EncodeArgs:
-    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
+    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, a Hugging Face directory, or smollm2
     text: str | None = None  # text to encode; standard input by default
     pieces: bool = False  # show each token's text beside its id
     lines: bool = False  # every line is a text of its own: they are encoded in parallel, one line of ids each
@@ -56,7 +56,7 @@ class EncodeArgs:
 
 @dataclass(frozen=True)
 class ReportArgs:
-    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, or a Hugging Face directory
+    tokenizer: tyro.conf.Positional[Path]  # a tokenizer, a run, a Hugging Face directory, or smollm2
     files: tyro.conf.Positional[tuple[Path, ...]] = ()  # UTF-8 text files or corpora to measure it on
     beside: tuple[str, ...] = ()  # NAME=PATH of other vocabularies: vocab.json, tokenizer.model, any that import reads
     megabytes: float = 64  # of each corpus, at the most
@@ -133,9 +133,10 @@ def import_(argv: Sequence[str]) -> None:
         "luban tokenizer import llama/tokenizer.model --out tok --chat-template tools.jinja",
     )
     from luban.core.log import say
+    from luban.load.tokenizer import vocabulary_path
     from luban.tokenizer.importing.artifact import import_tokenizer
 
-    made = import_tokenizer(args.file, args.out, _template(args.chat_template))
+    made = import_tokenizer(vocabulary_path(args.file), args.out, _template(args.chat_template))
     say(f"tokenizer {args.out}: imported from {args.file}, {made.vocab_size} tokens")
 
 
@@ -155,7 +156,7 @@ def encode(argv: Sequence[str]) -> None:
         examples="luban tokenizer encode tok --text 'import os'\necho hello | luban tokenizer encode tok\n"
         "luban tokenizer encode tok --lines < texts.txt > ids.txt",
     )
-    from luban.tokenizer.tokenizer import load_tokenizer
+    from luban.load.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
     if args.lines:
@@ -182,9 +183,9 @@ def report(argv: Sequence[str]) -> None:
     )
     from rich.console import Console
 
+    from luban.load.tokenizer import load_tokenizer
     from luban.tokenizer.report import measure
     from luban.tokenizer.report_tables import show
-    from luban.tokenizer.tokenizer import load_tokenizer
 
     if not args.files:
         raise DataError("luban tokenizer report needs at least one text file or corpus to measure on")
@@ -204,9 +205,10 @@ def _named(word: str) -> tuple[str, Path]:
 
 def _other(path: Path, folder: Path) -> Tokenizer:
     """A tokenizer directory as it is, any other vocabulary imported for the moment."""
+    from luban.load.tokenizer import load_tokenizer, vocabulary_path
     from luban.tokenizer.importing.artifact import import_tokenizer
-    from luban.tokenizer.tokenizer import load_tokenizer
 
+    path = vocabulary_path(path)
     return load_tokenizer(path) if path.is_dir() or not path.exists() else import_tokenizer(path, folder)
 
 

@@ -85,34 +85,18 @@ def flags_given(argv: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_flags(argv: Sequence[str], fields: Collection[str], why: str) -> None:
-    """For flags that would do nothing in this combination.
+    """Refuse flags that would do nothing beside the others of a command line.
 
     Args:
         fields: names of their fields.
-        why: what they are for, as it stands behind `--flag: `.
+        why: when they do nothing, such as "without --index" or "with --eval".
 
-    Raises UsageError where one of them is given.
+    Raises:
+        UsageError: one of them is given.
     """
     for field, flag in flags_given(argv).items():
         if field in fields:
-            raise UsageError(f"{flag}: {why}")
-
-
-def require_partners(args: Any, partners: Mapping[str, Sequence[str]]) -> None:
-    """Refuse flags that would do nothing, since none of the flags that they belong to is given.
-
-    Args:
-        args: an instance of a dataclass of arguments; a flag is given where its value isn't the default.
-        partners: a field's name → the fields of which one must be given with it.
-
-    Raises:
-        UsageError: a flag without any of its partners.
-    """
-    given = {each.name for each in dataclasses.fields(args) if getattr(args, each.name) != each.default}
-    for name, others in partners.items():
-        if name in given and not given.intersection(others):
-            flag, *rest = (f"--{each.replace('_', '-')}" for each in (name, *others))
-            raise UsageError(f"{flag} does nothing without {' or '.join(rest)}: give both, or leave it out")
+            raise UsageError(f"{flag} does nothing {why}")
 
 
 def _indent(text: str) -> str:

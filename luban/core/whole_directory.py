@@ -22,7 +22,7 @@ def real_path(path: str | Path) -> Path:
 def incomplete_path(path: str | Path) -> Path:
     """Where the directory at `path` is while it is being written."""
     path = real_path(path)
-    return path.with_name(path.name + INCOMPLETE)
+    return path.parent / (path.name + INCOMPLETE)  # of the root, too, which has no name
 
 
 def require_vacant(out: Path) -> None:

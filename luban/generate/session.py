@@ -58,6 +58,7 @@ class Sequence:
     ends: tuple[int, ...] = ()  # tokens that end a text, which don't come before `min_tokens`
     matcher: Matcher | None = None  # of the request's structure
     tokens: list[int] = field(default_factory=list)  # generated so far
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there from earlier ones
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
     prompt_logprobs: list[TokenLogprob] = field(
         default_factory=list

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from luban.core.errors import ConfigError, LubanError, MissingExtra
 from luban.generate.structure import WHITESPACE, Structure
+from luban.generate.structure_errors import plain
 from luban.tokenizer.tokenizer import Tokenizer
 
 BITS = 32  # of a word
@@ -117,16 +118,15 @@ class StructureCompiler:
             try:
                 grammar = LLMatcher.grammar_from_json_schema(structure.source, defaults=options)  # type: ignore[arg-type]
             except ValueError as error:
-                raise ConfigError(f"the json schema can't be followed: {_line([str(error)])}") from None
+                raise _refused(structure, str(error)) from None
         elif structure.kind == "regex":
             grammar = LLMatcher.grammar_from_regex(structure.source)
         else:
             grammar = LLMatcher.grammar_from_lark(structure.source)
         library = self._tokens()
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, library)
-        name = structure.kind.replace("_", " ")
         if wrong:
-            raise ConfigError(f"the {name} can't be followed: {_line(messages)}")
+            raise _refused(structure, "\n".join(messages))
         matcher = LLMatcher(library, grammar, log_level=0)
         first = matcher.deep_copy()  # what the validation lets pass shows in the first mask
         try:
@@ -134,9 +134,9 @@ class StructureCompiler:
         except ValueError as error:
             allowed, problem = False, str(error)
         if problem:
-            raise ConfigError(f"the {name} can't be followed: {_line(problem.splitlines()[:1])}")
+            raise _refused(structure, problem.partition("\n")[0])
         if not allowed:
-            raise ConfigError(f"the {name} can't be followed: it allows no text of this model's tokens")
+            raise _refused(structure, "it allows no text of this model's tokens")
         return Matcher(matcher, -(-library.vocab_size // BITS), self._executor)
 
     def _tokens(self) -> Any:
@@ -150,9 +150,10 @@ class StructureCompiler:
             return self._library
 
 
-def _line(messages: Sequence[str]) -> str:
-    """The library's message in one line."""
-    return " ".join(" ".join(messages).split())
+def _refused(structure: Structure, message: str) -> ConfigError:
+    """The error of a structure of which the library says this."""
+    said = plain(message, structure.kind, structure.source)
+    return ConfigError(f"the {structure.kind.replace('_', ' ')} can't be followed: {said}")
 
 
 def mask_logits(logits_BV: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luban.adapters.base import AdapterConfig
 from luban.adapters.peft.layout import Names, PeftFiles, layout_of
+from luban.adapters.peft.tasks import spec_under
 from luban.checkpoint.reader import CheckpointReader
 from luban.checkpoint.weights import weights_hash
 from luban.core.artifact import MANIFEST, Manifest, read_manifest, read_table
@@ -74,7 +75,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def find_adapter(path: Path) -> StoredAdapter:
-    """Open what is at `path`. Raises ArtifactError where it holds no adapter."""
+    """Open what is at `path`; of an unfinished run its last checkpoint, with a warning. Raises ArtifactError where it holds no
+    adapter."""
     if (path / PEFT_CONFIG).is_file():
         config = read_table(path / PEFT_CONFIG)
         if not (path / PEFT_WEIGHTS).is_file():
@@ -82,19 +84,14 @@ def find_adapter(path: Path) -> StoredAdapter:
         files = PeftFiles(config, read_tensors(path / PEFT_WEIGHTS))
         base = config.get("base_model_name_or_path") or ""
         known = read_table(path / BASE) if (path / BASE).is_file() else {}
-        packed = known.get("base", "float")
-        if packed not in ("float", *KINDS):
-            raise ArtifactError(f"{path / BASE} has base = {packed!r}: float or one of {', '.join(KINDS)} is needed")
         weights = str(known.get("weights_hash", ""))
-        return StoredAdapter(path=path, tensors=files, base=base, base_weights=weights, packed=packed)
+        return StoredAdapter(path=path, tensors=files, base=base, base_weights=weights, packed=base_kept(path))
     from luban.load.model import chosen_checkpoint
 
-    run = path if path.is_dir() else incomplete_path(path)
-    if not run.is_dir():
-        raise ArtifactError(f"{path} does not exist: an adapter is a run of adapters or a PEFT directory")
-    if not is_adapter(run):
-        raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
+    run = _run_of(path)
     manifest, home = read_manifest(run), run
+    if manifest.status != "finished" and not (run / "checkpoints").is_dir():
+        raise ArtifactError(f"{path} is unfinished ({run}), and has no checkpoint yet")
     place = chosen_checkpoint(run, manifest) if (run / "checkpoints").is_dir() else run
     if place == run and run.parent.name == "checkpoints":
         home = run.parent.parent
@@ -111,6 +108,27 @@ def find_adapter(path: Path) -> StoredAdapter:
     )
 
 
+def base_kept(path: Path) -> Literal["float", "int8", "nf4"]:
+    """How the model under the adapter at `path` was kept (`AdapterConfig.base`), without reading the adapter's tensors. Raises
+    ArtifactError where there is no adapter."""
+    if not (path / PEFT_CONFIG).is_file():
+        return from_dict(AdapterConfig, read_manifest(_run_of(path)).config["adapter"], "adapter").base
+    packed = read_table(path / BASE).get("base", "float") if (path / BASE).is_file() else "float"
+    if packed not in ("float", *KINDS):
+        raise ArtifactError(f"{path / BASE} has base = {packed!r}: float or one of {', '.join(KINDS)} is needed")
+    return packed
+
+
+def _run_of(path: Path) -> Path:
+    """The run of adapters at `path`, which may be unfinished."""
+    run = path if path.is_dir() else incomplete_path(path)
+    if not run.is_dir():
+        raise ArtifactError(f"{path} does not exist: an adapter is a run of adapters or a PEFT directory")
+    if not is_adapter(run):
+        raise ArtifactError(f"{path} holds no adapter: neither a run that trained one nor {PEFT_CONFIG}")
+    return run
+
+
 def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> LoadedModel:
     """The model, loaded in float32, with the adapter in it.
 
@@ -123,22 +141,36 @@ def with_adapter(m: LoadedModel, adapter: StoredAdapter, *, base: str) -> Loaded
     """
     found = weights_hash(state_of(m.module))
     require_base(adapter, found, base)
-    if adapter.spec is not None and adapter.spec.head != m.spec.head:
-        m = under_head(m, adapter.spec)
+    spec, drawn = spec_with(m, adapter), set()
+    if spec.head != m.spec.head:
+        m, drawn = under_head(m, spec)
     config, tensors = in_our_names(m, adapter)
+    for name in sorted(drawn - tensors.keys()):
+        raise ArtifactError(
+            f"{adapter.path} lacks the tensor {name} of the head that it was trained under, as does {base}"
+        )
     put_in(m.module, config, tensors, adapter.path)
     store_column_major(m.module)
     return replace(m, adapter=ActiveAdapter(config, base, found, weights_hash(tensors)), module=m.module.eval())
 
 
+def spec_with(m: LoadedModel, adapter: StoredAdapter) -> ModelSpec:
+    """The specification of the model with the adapter, whose head may be another than the model's."""
+    if isinstance(adapter.tensors, PeftFiles):
+        return spec_under(m.spec, format_at(m), adapter.tensors)
+    return m.spec if adapter.spec is None else adapter.spec
+
+
 @torch.no_grad()
-def under_head(m: LoadedModel, spec: ModelSpec) -> LoadedModel:
-    """The model with the head of `spec`, which the adapter holds."""
-    module, kept = build_model(spec, seed=0), state_of(m.module)
+def under_head(m: LoadedModel, spec: ModelSpec) -> tuple[LoadedModel, set[str]]:
+    """The model with the head of `spec`, and the names of the head's tensors that the model lacks."""
+    module, kept, drawn = build_model(spec, seed=0), state_of(m.module), set()
     for name, tensor in state_of(module).items():
-        if not name.startswith("head."):
+        if name in kept and (kept[name].shape == tensor.shape or not name.startswith("head.")):
             tensor.copy_(kept[name])
-    return replace(m, spec=spec, module=module)
+        else:
+            drawn.add(name)
+    return replace(m, spec=spec, module=module), drawn
 
 
 def require_base(adapter: StoredAdapter, found: str, base: str) -> None:

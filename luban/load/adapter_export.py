@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from luban.adapters.peft.layout import Names, layout_of
+from luban.adapters.peft.tasks import task_of
 from luban.checkpoint.storage import write_safetensors
 from luban.core.artifact import write_json
 from luban.core.errors import UnsupportedError
@@ -14,7 +15,6 @@ from luban.core.whole_directory import require_vacant, whole_directory
 from luban.load.adapted import BASE, PEFT_CONFIG, PEFT_WEIGHTS, format_at
 from luban.load.export import copy_tokenizer, parameters
 from luban.load.model import LoadedModel
-from luban.models.head.language_model import LanguageModel
 from luban.nn.linear import matmul_owners
 
 
@@ -36,14 +36,15 @@ def export_adapter(m: LoadedModel, out: str | Path) -> Path:
         kind = config.registry.name_of(type(config))
         raise UnsupportedError(
             f"PEFT has no adapter that computes what {kind} does, so {m.name} isn't written in its layout: "
-            f"luban generate, chat and serve read the run itself (--adapter {m.path})"
+            f"Luban reads the run itself, as a model or by --adapter"
         )
     parameters(m.module)  # refused where a tensor holds NaN
-    files = layout_of(config.peft, m.name).write(config, m.module, Names(format_at(m), m.module))
+    form = format_at(m)
+    files = layout_of(config.peft, m.name).write(config, m.module, Names(form, m.module))
     settings = {
         **files.config,
         "base_model_name_or_path": m.adapter.base,
-        "task_type": "CAUSAL_LM" if m.spec.body.causal and m.spec.head == LanguageModel() else None,
+        "task_type": task_of(m.spec, form),
         "inference_mode": True,
     }
     with whole_directory(out) as folder:

@@ -23,7 +23,8 @@ from luban.load.adapted import ActiveAdapter, find_adapter, is_adapter, with_ada
 from luban.load.generation import DEFAULTS as GENERATION_FIELDS
 from luban.load.generation import FILE as GENERATION
 from luban.load.generation import Generation, read_generation
-from luban.load.gguf import PACKAGED, packaged_file, read_gguf
+from luban.load.gguf import read_gguf
+from luban.load.packaged import PACKAGED, packaged_file
 from luban.load.tensors import PICKLED, WEIGHTS, filled, pickle_refusal, read_folder, read_tensors
 from luban.models.base import Model
 from luban.models.build import DTYPES
@@ -129,6 +130,8 @@ def load_model(
     if (path / "config.json").is_file():
         return _load_foreign(path, device, dtype)
     if not path.exists():
+        if run.is_dir():
+            raise ArtifactError(f"{path_or_name} is unfinished ({run}), and has no checkpoint yet")
         raise ArtifactError(
             f"{path_or_name} does not exist: a model is a run, a checkpoint, a Hugging Face directory, a GGUF file "
             f"or one of {', '.join(PACKAGED)}"
@@ -195,11 +198,18 @@ def _load_run(run: Path, name: str, device: str, dtype: str) -> LoadedModel:
 
 def chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
     """The checkpoint that a run stands for: of a finished one that which is best on held-out text, where that was
-    measured, else the last.
+    measured, else the last. Of an unfinished one, a model or an adapter, the last, with a warning that says so.
 
     Raises:
         ArtifactError: it has none yet.
     """
+    place = _chosen_checkpoint(run, manifest)
+    if manifest.status != "finished":
+        warn(f"{run} is an unfinished run: its last checkpoint so far, {place.name}, is used")
+    return place
+
+
+def _chosen_checkpoint(run: Path, manifest: Manifest) -> Path:
     named = manifest.figures.get("checkpoints") or {}
     for which in ("best", "last") if manifest.status == "finished" else ("last",):
         place = run / "checkpoints" / Path(str(named.get(which))).name

@@ -71,8 +71,12 @@ class Decoder(OneSidedModel):
         )
         self.head = spec.head.build(spec, embedding.tokens)
         shapes = [group.shape for group in self.decoder.groups]
-        self.prompts: Prompts | None = None  # an adapter's keys and values before every text
+        self.prompts: Prompts | None = None
         self.windows, self.layouts = any(s.window for s in shapes), any(s.layout for s in shapes)
+
+    def add_prompts(self, prompts: Prompts) -> None:
+        """Put an adapter's keys and values before every text."""
+        self.prompts = prompts
 
     def hidden_states(self, given: ModelInput, cache: KVCache | None, attention: AttentionBackend | None) -> Tensor:
         """Hidden states (B, T, E). Raises DataError for documents or segments that the cache doesn't support, and for

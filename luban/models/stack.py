@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from luban.core.protocols import KeysValues
 from luban.kernels.attention_mask import AttentionMask
+from luban.models.arrangement.base import Block
 from luban.models.arrangement.reversible import run_reversible
 from luban.models.layer import LayerSpec
 from luban.models.stack_checks import layer_position_shape
@@ -158,6 +159,16 @@ class TransformerStack(nn.Module):
                 generator = None if training else torch.Generator().manual_seed(index)
                 found[index] = torch.randn(shape, generator=generator).to(x.device)
         return found
+
+
+def stacks_of(module: nn.Module) -> list[TransformerStack]:
+    """Every Transformer stack in the module."""
+    return [part for part in module.modules() if isinstance(part, TransformerStack)]
+
+
+def blocks_of(module: nn.Module) -> list[Block]:
+    """The blocks of every stack in the module."""
+    return [part for part in module.modules() if isinstance(part, Block)]
 
 
 def forward_context(

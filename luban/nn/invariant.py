@@ -47,7 +47,7 @@ def use_invariant_matmuls(module: nn.Module) -> None:
     for name, owner in matmul_owners(module):
         if owner.packed is not None:
             raise UnsupportedError(
-                f"batch-invariant outputs need weights in float32, bfloat16 or float16: those of {name} are in int8"
+                f"batch-invariant outputs need weights in float32, bfloat16 or float16: those of {name} are packed in fewer bits"
             )
         owner.use_matmul(InvariantMatmul())
 

@@ -129,6 +129,17 @@ class NF4(Packed):
 KINDS: dict[str, PackedKind] = {"int8": Int8Rows, "nf4": NF4}
 
 
+def packed_kind(module: nn.Module) -> str | None:
+    """How the matrices of the layers inside `module` are packed: a name of KINDS, "other" (for inference alone), or None where they
+    aren't."""
+    from luban.nn.linear import matmul_owners
+
+    held = [part for _, owner in matmul_owners(module) if owner.packed is not None for part in owner.packed.values()]
+    if not held:
+        return None
+    return next((name for name, kind in KINDS.items() if all(type(part) is kind for part in held)), "other")
+
+
 @torch.no_grad()
 def pack_frozen(module: nn.Module, kind: PackedKind) -> None:
     """Pack the matrices of the layers inside `module`, in place; embeddings, norms and the head stay as they are.
@@ -141,7 +152,7 @@ def pack_frozen(module: nn.Module, kind: PackedKind) -> None:
         held = list(owner.projections().values())
         if not all(projection.parameter_roles["weight"] in HIDDEN for projection in held):
             continue
-        if any(projection.weight.requires_grad for projection in held):
+        if any(parameter.requires_grad for projection in held for parameter in projection.parameters(recurse=False)):
             raise ConfigError(
                 f"{name} is trained, so its weights can't be packed: leave it out of adapter.modules_to_save"
             )

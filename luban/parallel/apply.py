@@ -15,6 +15,7 @@ from luban.core.errors import ArtifactError, ConfigError
 from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.models.base import Model
 from luban.models.build import materialise, state_of
+from luban.models.stack import blocks_of, stacks_of
 from luban.nn.float8 import use_float8
 from luban.nn.init import FindRegion, initialise
 from luban.nn.roles import roles_of
@@ -23,7 +24,7 @@ from luban.optim.base import OptimizerConfig
 from luban.parallel.asynchronous import Asynchronous
 from luban.parallel.channels import Channels
 from luban.parallel.collectives import Peers
-from luban.parallel.compile import LossFunction, blocks_of, compiled_loss, stacks_of
+from luban.parallel.compile import LossFunction, compiled_loss
 from luban.parallel.context import RingAttention, check_context
 from luban.parallel.device import can_compile
 from luban.parallel.engine import TrainEngine

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from luban.models.arrangement.base import Block
-from luban.models.stack import TransformerStack
+from luban.models.stack import blocks_of, stacks_of
 from luban.objectives.base import LossModule, LossOutput, TensorBatch
 
 LossFunction = Callable[[TensorBatch], LossOutput]
@@ -42,16 +41,6 @@ def compiled_loss(loss: LossModule, *, regions: bool, whole: bool = True, overla
             return loss(batch)
 
     return run
-
-
-def stacks_of(module: nn.Module) -> list[TransformerStack]:
-    """Every Transformer stack in the module."""
-    return [part for part in module.modules() if isinstance(part, TransformerStack)]
-
-
-def blocks_of(module: nn.Module) -> list[Block]:
-    """The blocks of every stack in the module."""
-    return [part for part in module.modules() if isinstance(part, Block)]
 
 
 def compilable_regions(module: nn.Module) -> list[nn.Module]:

@@ -19,10 +19,10 @@ from torch import Tensor
 from luban.core.errors import ConfigError
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.base import Model
+from luban.models.stack import stacks_of
 from luban.nn.attention.backend import AttentionBackend, NewTokens
 from luban.nn.attention.prepared_mask import Bias
 from luban.nn.mixer.base import AttentionShape
-from luban.parallel.compile import stacks_of
 from luban.parallel.heads import HeadRange
 from luban.parallel.ring import ring_attention
 from luban.parallel.ring_blocks import RingMask

@@ -10,9 +10,9 @@ from luban.core.plan import SCHEDULES, ParallelPlan
 from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.spec import ModelSpec
+from luban.models.stack import stacks_of
 from luban.optim.adamw import AdamW
 from luban.optim.base import OptimizerConfig
-from luban.parallel.compile import stacks_of
 from luban.parallel.context import check_context
 from luban.parallel.expert import check_experts
 from luban.parallel.mixers import check_mixers

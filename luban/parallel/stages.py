@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.models.base import Model
-from luban.models.stack import Layers, TransformerStack
+from luban.models.stack import Layers, TransformerStack, stacks_of
 from luban.nn.context import ForwardContext
 from luban.nn.position.base import PositionMethod
 from luban.parallel.channels import alike_groups
-from luban.parallel.compile import stacks_of
 from luban.parallel.gradients import Shared
 from luban.parallel.world import World
 

@@ -22,7 +22,7 @@ from luban.core.errors import ConfigError
 from luban.core.plan import even_runs
 from luban.models.arrangement.base import Block
 from luban.models.base import Model
-from luban.models.stack import Layers
+from luban.models.stack import Layers, stacks_of
 from luban.nn.embedding import Embedding
 from luban.nn.linear import Projection, matmul_owners
 from luban.nn.lm_head import LMHead
@@ -36,7 +36,6 @@ from luban.parallel.collectives import (
     scatter_parts,
     slice_tokens,
 )
-from luban.parallel.compile import stacks_of
 from luban.parallel.heads import HeadRuns, head_runs
 from luban.parallel.placement import Placement, Placements, Run, on_first
 from luban.parallel.vocabulary import DividedEmbedding, DividedVocabulary, enter_head

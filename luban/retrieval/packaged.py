@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from luban.core.errors import ArtifactError
-from luban.load.gguf import PACKAGED as MODELS
+from luban.load.packaged import PACKAGED as MODELS
 
 
 class Packaged(NamedTuple):

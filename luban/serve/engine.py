@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 from luban.core.errors import DataError, LubanError
 from luban.core.log import warn
@@ -26,27 +26,8 @@ from luban.serve.batch import BatchLoad, Token
 from luban.serve.intake import Intake, is_one
 from luban.serve.make_batch import BatchOptions, make_batch
 from luban.serve.memory import CacheBudget
-from luban.serve.request import Delta, FinishReason, Prompt, Request, Result
+from luban.serve.request import Delta, FinishReason, News, Prompt, Request, Result, Running
 from luban.serve.speculation import DRAFT_TOKENS
-
-
-class News(NamedTuple):
-    """A token that a request is still to be told of."""
-
-    growing: Growing
-    request: Request
-    text: TextStream | None
-    token: int
-    ends: bool  # whether it is an end token, which has no text
-    finish_reason: FinishReason | None
-
-
-class Running(NamedTuple):
-    """A continuation that the batch was given."""
-
-    growing: Growing
-    request: Request
-    text: TextStream | None  # None: the model has no tokenizer
 
 
 class Engine:
@@ -73,6 +54,7 @@ class Engine:
         adapters: name → run of adapters or PEFT directory, of which each request may ask for one. They share batches; the first
             `max_adapters` are read now, others when they are asked for.
         max_adapters: of them in memory at once.
+        more_adapters: whether others come later and some go, by `adapters.add` and `adapters.remove` in the thread that steps.
         plan: whose axis `tensor` says among how many processes of this machine the model's weights, keys and values are divided.
             They are started here, and end with `close` or with this process.
         device: with a plan, of the first process; with CUDA the others have the devices behind it. None: the model's.
@@ -97,11 +79,15 @@ class Engine:
         batch_invariant: bool = False,
         adapters: Mapping[str, str | Path] | None = None,
         max_adapters: int = MOST,
+        more_adapters: bool = False,
         plan: ParallelPlan | None = None,
         device: str | None = None,
     ):
         model = writer_of(model)
-        self.adapters = AdapterPool(model, adapters, max_adapters, invariant=batch_invariant) if adapters else None
+        self.adapters: AdapterPool | None = None
+        if adapters or more_adapters:
+            how = {"invariant": batch_invariant, "grows": more_adapters}
+            self.adapters = AdapterPool(model, adapters or {}, max_adapters, **how)
         options = BatchOptions(
             max_batch=max_batch,
             cache_bytes=cache_bytes,
@@ -201,8 +187,7 @@ class Engine:
             return
         if self.adapters is None:
             raise DataError(f"there is no adapter '{name}': the engine was made without adapters")
-        self.adapters.require(name)
-        request.adapter = name
+        request.adapter = self.adapters.require(name)
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread."""
@@ -230,6 +215,7 @@ class Engine:
             found = self.batch.next_tokens(self._tell)
             self.batch.go_on([growing for growing, tokens in found if self._took(growing, tokens)])
             self._drop_cancelled()  # the rest of requests that broke
+            self._sweep_adapters()
             more = bool(self.running or self.waiting or self.arrived)
             if not (more and self.tells_later):
                 self._tell()
@@ -267,6 +253,12 @@ class Engine:
                 continue
             for growing in request.growing:
                 self.running[id(growing)] = Running(growing, request, self._text(request))
+
+    def _sweep_adapters(self) -> None:
+        """Free what adapters hold that were removed, once no request has them."""
+        if self.adapters is not None and self.adapters.sweepable:
+            running = (running.request for running in self.running.values())
+            self.adapters.sweep({request.adapter for request in (*self.arrived, *self.waiting, *running)})
 
     def _has_adapter(self, request: Request, in_use: set[str]) -> bool:
         """Read the request's adapter. Returns false where that failed, which ends the request."""

@@ -17,6 +17,10 @@ from luban.serve.request import Delta, Prompt, Request
 from luban.tokenizer.chat import render
 
 FIRST_CHARACTERS = 8  # a token of the context: what is tokenised first of a long text
+COUNTED = (
+    1 << 18
+)  # characters of a text that are tokenised in any case, so that the error can say how many tokens it has
+BROKEN = 64  # tokens at the end of a cut text that may be fewer where it isn't cut
 
 
 class Intake:
@@ -50,14 +54,17 @@ class Intake:
         self.batch.check(ids)
         return ids
 
-    def require_room(self, text: str) -> None:
-        """Raise PromptTooLong for a text much longer than the context, at the cost of tokenising a beginning of it that is
-        about twice as long as the context, however long the text is."""
-        context, size = self.model.spec.context, FIRST_CHARACTERS * self.model.spec.context
+    def require_room(self, text: str, counted: int = COUNTED) -> None:
+        """Raise PromptTooLong for a text much longer than the context, at the cost of tokenising a beginning of it, however long
+        the text is: `counted` characters, or what is about twice as long as the context if that is more."""
+        context = self.model.spec.context
+        size = max(FIRST_CHARACTERS * context, counted)
         while size < len(text):
-            if len(self.model.need_tokenizer().encode(text[:size])) > 2 * context:
+            found = len(self.model.need_tokenizer().encode(text[:size]))
+            if found > 2 * context + BROKEN:
                 raise PromptTooLong(
-                    f"a prompt of {len(text)} characters has more tokens than the model's context of {context}: shorten it"
+                    f"the prompt has more than {found - BROKEN} tokens (its first {size} characters of {len(text)} have as many), "
+                    f"and the model's context of {context} must also hold the answer: shorten the prompt"
                 )
             size *= 2
 

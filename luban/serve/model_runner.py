@@ -171,3 +171,9 @@ class ModelRunner:
             block_size=size,
         )
         return tokens_N, packed
+
+
+def weights_version(module: Model) -> tuple[tuple[int, int], ...]:
+    """Another value whenever torch has changed a parameter or put another in its place; changes by kernels of one's own go
+    unnoticed."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())

@@ -23,6 +23,7 @@ from luban.serve.batch import BatchLoad, LostProcess, Token
 from luban.serve.beam_group import BeamGroup
 from luban.serve.block_manager import BlockManager, source_identity
 from luban.serve.decode_ahead import DecodeAhead, InFlight
+from luban.serve.model_runner import weights_version
 from luban.serve.pool import PoolSettings, make_pool
 from luban.serve.request import Request
 from luban.serve.scheduler import Chunk, Scheduler, SequenceState, Step, together
@@ -226,6 +227,8 @@ class PagedBatch:
                 left = growing.sampling.max_tokens - len(growing.tokens), self.spec.context - len(state.tokens)
                 state.most_draft = 0 if self._group(state) else max(0, min(self.draft_tokens, min(left) - 1))
         step = self.scheduler.schedule()
+        for state in step.admitted:
+            self._growing[state].cached_tokens = state.cached
         self.runner.copy(step)
         if self.proposer is not None:
             self.proposer.copy(step.copies)
@@ -392,9 +395,3 @@ class PagedBatch:
         """End the other processes."""
         if self.leader is not None:
             self.leader.close()
-
-
-def weights_version(module: Model) -> tuple[tuple[int, int], ...]:
-    """Another value whenever torch has changed a parameter or put another in its place; changes by kernels of one's own go
-    unnoticed."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from luban.core.seeding import derive
 from luban.generate.sampling import Sampling
 from luban.generate.session import Sequence as Growing
 from luban.generate.session import TokenLogprob
+from luban.generate.text import TextStream
 from luban.generate.token_mask import Matcher
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -96,7 +97,7 @@ class Request:
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self.prompt, self.sampling, self.listener, self.continues = prompt, sampling, listener, continues
         self.identity, self.priority, self.kept = identity, priority, kept
-        self.adapter = ""  # name of the adapter that the engine gives it; empty: none
+        self.adapter = ""  # key of the adapter that the engine gives it (`luban.serve.adapters`); empty: none
         seed = derive(seed, "request")
         self.growing = [
             Growing(prompt, sampling, seed, choice, ends, None if matcher is None else matcher.copy())
@@ -108,6 +109,11 @@ class Request:
         self.error: Exception | None = None  # what broke the request, if anything did
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were found in the prefix cache when the request was first taken up."""
+        return self.growing[0].cached_tokens
+
+    @property
     def done(self) -> bool:
         """Whether every continuation has ended."""
         return all(choice.finish_reason for choice in self.result.choices)
@@ -115,3 +121,22 @@ class Request:
     def cancel(self) -> None:
         """Stop generating at the next step; safe from any thread."""
         self.cancelled = True
+
+
+class News(NamedTuple):
+    """A token that a request is still to be told of."""
+
+    growing: Growing
+    request: Request
+    text: TextStream | None
+    token: int
+    ends: bool  # whether it is an end token, which has no text
+    finish_reason: FinishReason | None
+
+
+class Running(NamedTuple):
+    """A continuation that the batch was given."""
+
+    growing: Growing
+    request: Request
+    text: TextStream | None  # None: the model has no tokenizer

@@ -141,7 +141,8 @@ def serve(
             if port and actual != port:
                 say(f"port {port} is taken, using {actual}")
             if not options.api_key:
-                warn("no --api-key is set: everyone who can reach this address can use the model")
+                paths = ", and have it read adapters from any folder of this machine" if options.more_adapters else ""
+                warn(f"no --api-key is set: everyone who can reach this address can use the model{paths}")
             about = "chat page; the API is" if service.engine is not None else "embeddings; the API is"
             say(f"serving {service.model.name} at {address}  ({about} at {address}/v1; Ctrl-C stops)")
 

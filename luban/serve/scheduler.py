@@ -45,6 +45,7 @@ class SequenceState:
     most_draft: int = 0  # guesses that the next forward may read
     agreed: int = 0  # tokens up to which the last guesses were right
     admissions: int = 0  # how often it was given blocks
+    cached: int = 0  # tokens, of the source too, that the prefix cache held when it was first given blocks
     spare: int = 0  # continuations that `Scheduler.fork` will make of it
     read_whole: bool = False  # whether every token must be read, found in the prefix cache or not
     source: list[int] = field(default_factory=list)  # tokens that an encoder reads; none: a decoder alone
@@ -106,6 +107,7 @@ class Step:
     swaps_out: list[tuple[int, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     swaps_in: list[tuple[int, int]] = field(default_factory=list)
+    admitted: list[SequenceState] = field(default_factory=list)  # sequences that were given blocks for the first time
 
 
 def arrival(state: SequenceState) -> tuple[int, ...]:
@@ -151,6 +153,7 @@ class Scheduler:
     def fork(self, state: SequenceState, arrival: tuple[int, ...]) -> SequenceState:
         """Another sequence with the same tokens, which holds the same blocks, or waits where the first one waits."""
         child = SequenceState(list(state.tokens), arrival, state.identity, state.adapter, source=state.source)
+        child.admissions = state.admissions
         self._share(state, child)
         insort(self.running if state in self.running else self.waiting, child, key=lambda other: other.arrival)
         return child
@@ -257,8 +260,12 @@ class Scheduler:
         state.computed = len(shared) * self.manager.block_size
         state.admissions += 1
         if state.swapped is None:
+            found = state.computed + (len(state.source) if source else 0)
             self.prompt_tokens += len(state.tokens) + len(state.source)
-            self.prefix_hits += state.computed + (len(state.source) if source else 0)
+            self.prefix_hits += found
+            if state.admissions == 1:
+                state.cached = found
+                step.admitted.append(state)
         else:
             self._swap_in(state, state.swapped, step)
         insort(self.running, self.waiting.pop(0), key=arrival)

@@ -84,11 +84,31 @@ def require_fitting(recipe: Recipe, shards: Shards, model: LoadedModel) -> None:
             f"model {recipe.init} has a vocabulary of {model.spec.vocab_size}, shards {shards.path} "
             f"of {vocabulary}: pack the data with the model's tokenizer"
         )
-    if recipe.adapter is not None and adapters_of(model.module):
+    require_adaptable(recipe, model)
+
+
+def require_adaptable(recipe: Recipe, model: LoadedModel) -> None:
+    """Refuse a model of `recipe.init` that the recipe's adapter can't be put into; reads no data.
+
+    Raises:
+        ConfigError, UnsupportedError: as `AdapterConfig.adapt`; the model is an adapter over another one.
+    """
+    if recipe.adapter is None:
+        return
+    if adapters_of(model.module):
         raise ConfigError(
             f"{recipe.init} is an adapter over another model: train over its merged weights (luban export "
             f"{recipe.init} --merge --out DIR)"
         )
+    spec = headed_spec(recipe, model.spec) if set(recipe.model.given) == {"head"} else model.spec
+    twin = build_model(spec, device="meta")
+    recipe.adapter.adapt(twin)
+    recipe.adapter.pack_base(twin)
+
+
+def headed_spec(recipe: Recipe, spec: ModelSpec) -> ModelSpec:
+    """The same body under the head of `[model.head]`."""
+    return resolve_spec(config_of(spec) | {"head": recipe.model.given["head"]}, spec.vocab_size)
 
 
 def parent_of(init: str, model: LoadedModel) -> Parent:
@@ -109,7 +129,7 @@ def described_spec(recipe: Recipe, shards: Shards, vocabulary: int) -> ModelSpec
 
 def with_head(recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The same body under the head of `[model.head]`: what the old head doesn't hold is drawn from the seed."""
-    changed = resolve_spec(config_of(spec) | {"head": recipe.model.given["head"]}, spec.vocab_size)
+    changed = headed_spec(recipe, spec)
     if changed.head == spec.head:
         return spec, weights
     fresh = state_of(build_model(changed, seed=recipe.train.seed))

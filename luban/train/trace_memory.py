@@ -29,8 +29,8 @@ from luban.kernels.limits import CHUNK_ELEMENTS
 from luban.models.build import build_model
 from luban.models.describe import describe
 from luban.models.spec import ModelSpec, changed
+from luban.models.stack import blocks_of, stacks_of
 from luban.objectives.base import Objective
-from luban.parallel.compile import blocks_of, stacks_of
 from luban.parallel.precision import COMPUTE
 from luban.parallel.remat import remat_policy
 from luban.parallel.remat.scheduled import schedule_stacks

@@ -22,11 +22,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from training_data import tensors
 
 from luban.models.build import build_model, materialise
+from luban.models.stack import blocks_of
 from luban.nn.init import Region, initialise
 from luban.nn.linear import MatmulOwner, matmul_owners
 from luban.nn.roles import roles_of
 from luban.objectives.base import LossModule
-from luban.parallel.compile import blocks_of
 from luban.parallel.shard import local_region
 
 RANKS, ROWS, SEED = 2, 4, 5

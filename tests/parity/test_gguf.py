@@ -17,7 +17,7 @@ import torch
 import luban
 from luban.core.errors import ArtifactError, LubanError, UnsupportedError
 from luban.load.export import import_model
-from luban.load.gguf import packaged_file
+from luban.load.packaged import packaged_file
 from luban.models.convert.gguf_file import open_gguf
 from luban.models.convert.gguf_quants import QUANTS
 from luban.nn.position.scaling import Llama3

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,7 +55,7 @@ def test_too_few_images_are_refused_before_they_are_drawn(benchmark, capsys):
         assert "--heldout must be at least 50 and --images at least --batch" in capsys.readouterr().err
 
 
-def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark, text, tmp_path, capsys):
+def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark, text, tmp_path):
     out, trained = tmp_path / "runs.json", []
 
     def run(*_):
@@ -64,10 +66,28 @@ def test_kept_runs_of_stability_are_taken_for_their_own_settings_alone(benchmark
     for steps, most in ((4, 1), (4, 1)):
         benchmark("stability", *words, steps, run=run)
         assert len(trained) == most
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"runs.json was made with steps 4 \(now 5\): give another --out"):
         benchmark("stability", *words, 5, run=run)
-    assert "'steps': 4" in (said := capsys.readouterr().err) and "'steps': 5" in said and len(trained) == 1
-    assert json.loads(out.read_text())["settings"]["steps"] == 4
+    assert len(trained) == 1 and json.loads(out.read_text())["settings"]["steps"] == 4
+
+
+@pytest.mark.parametrize("others", [["--steps", "3"], ["--budget", "9GB"], ["--tiny"]])
+def test_kept_rows_of_adapters_are_compared_with_those_of_their_own_settings_alone(benchmark, tmp_path, others, capsys):
+    out, row = tmp_path / "rows.json", {"tokens_per_second": 8.0, "spread": 0.0, "peak_gib": 1.0, "start_s": 1.0}
+    ran = []
+
+    def one(command, **_):
+        ran.append(command[command.index("--alone") + 1])
+        row["tokens_per_second"] *= 2
+        return SimpleNamespace(returncode=0, stdout=json.dumps(row), stderr="")
+
+    words, found = ["--steps", "2", "--out", out, "--only"], {"subprocess": SimpleNamespace(run=one)}
+    for name in ("luban", "luban-nf4"):
+        benchmark("adapters", *words, name, **found)
+    assert "luban-nf4 is 2.00 × luban" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=rf"rows.json was made with {others[0][2:]} .* \(now .*\): give another --out"):
+        benchmark("adapters", *words, "peft", *others, **found)
+    assert ran == ["luban", "luban-nf4"]
 
 
 @pytest.mark.parametrize(
@@ -93,3 +113,37 @@ def test_data_made_with_other_settings_is_refused(benchmark, tmp_path, name, wor
     with pytest.raises(SystemExit, match=rf"{others[0].removeprefix('--')} .* \(now {others[1]}\): give another --out"):
         benchmark(name, *words, *others, **step)
     assert len(made) == 2
+
+
+class PromptsOfZeros:
+    """In the place of prompts whose attention is computed."""
+
+    def __init__(self, tokens, start, count):
+        self.counts, self.flops = [count] * (tokens // count), 1
+
+    def paged(self, own):
+        return torch.zeros(1) + own
+
+    def dense(self):
+        return lambda: torch.zeros(1)
+
+    flash4 = dense
+
+
+def test_attention_of_prompts_that_is_not_timed_prints_no_times(benchmark, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for more, pool, own in (([], "computed", "computed"), (["--check"], "off by 0", "off by 1")):
+        benchmark("paged_prompts", "--tokens", 16, "--once", *more, Prompts=PromptsOfZeros)
+        lines = capsys.readouterr().out.splitlines()
+        assert "nan" not in " ".join(lines) and "TFLOP" not in " ".join(lines)
+        assert lines[0] == "4 chunks of 4 tokens, from the beginning" and len(lines) > 10
+        assert lines[1].split("from the pool")[1].strip() == pool
+        assert lines[2].split("own keys in place")[1].strip() == own
+
+
+def test_attention_of_prompts_without_a_gpu_says_what_it_takes(benchmark, monkeypatch, capsys):
+    for variable, words in (("", ["--once"]), ("1", [])):
+        monkeypatch.setenv("TRITON_INTERPRET", variable)
+        with pytest.raises(SystemExit):
+            benchmark("paged_prompts", *words, DEVICE="cpu", Prompts=PromptsOfZeros)
+        assert "TRITON_INTERPRET=1 and --once" in capsys.readouterr().err

@@ -14,10 +14,11 @@ from luban.adapters.base import AdapterConfig
 from luban.core.errors import ArtifactError, UnsupportedError, nearest
 from luban.core.registry import Registry
 from luban.models.base import Model
-from luban.models.build import shared_names, state_of
+from luban.models.build import build_model, shared_names, state_of
 from luban.models.convert.base import ExpertSlice, Format, Fused, Pair, Stacked
 
 PREFIX = "base_model.model."  # of every tensor of an adapter that changes modules
+SHORT = "base_model."  # … of what is saved beside a prompt
 LM_HEAD = "lm_head"  # transformers' output layer, which formats of tied models don't list
 AnyPair = Pair | Fused | Stacked
 KINDS = Registry(
@@ -79,6 +80,7 @@ class Names:
         }
         self.theirs_of = {ours: theirs for theirs, pair in self.by_theirs.items() for ours in ours_of(pair)}
         self.shared = shared_names(model)
+        self.own = frozenset(state_of(build_model(model.spec, device="meta")))  # without those of adapters
         self.prefix = form.prefix
 
     def module_of(self, ours: str) -> str:
@@ -127,15 +129,30 @@ def by_pattern(name: str, patterns: Mapping[str, float] | None, default: float) 
     return default
 
 
-def without_prefix(files: PeftFiles) -> dict[str, Tensor]:
-    """The tensors by the names of the modules that they change."""
-    return {name.removeprefix(PREFIX): tensor for name, tensor in files.tensors.items()}
+def module_tensors(files: PeftFiles) -> dict[str, Tensor]:
+    """The tensors by the names of the modules that they change; beside a prompt these stand after a shorter prefix."""
+    return {name.removeprefix(PREFIX).removeprefix(SHORT): tensor for name, tensor in files.tensors.items()}
 
 
-def saved_whole(model: Model, names: Names) -> tuple[list[str], dict[str, Tensor]]:
-    """`modules_to_save`, and their tensors: parameters of the model itself that are trained. A tied embedding stands under
-    both names, as PEFT copies each module. Raises UnsupportedError for a parameter that the format hasn't."""
-    parameters = {name: p for name, p in model.named_parameters() if ".adapters." not in name}
+@dataclass(frozen=True)
+class Whole:
+    """Parameters of the model itself that an adapter holds, by their names."""
+
+    tensors: dict[str, Tensor]
+    modules: list[str]  # `modules_to_save`: those that are kept with their weights
+    bias: str  # PEFT's name for which biases are kept beside them: "none", "lora_only" (of adapted modules), "all"
+
+
+def saved_whole(model: Model, names: Names, adapted: Collection[str] = ()) -> Whole:
+    """The parameters of the model itself that are trained. A tied embedding stands under both names, as PEFT copies each module.
+
+    Args:
+        adapted: modules with adapters, by their names.
+
+    Raises:
+        UnsupportedError: a parameter that the format hasn't, or a module that is trained whole and adapted, too.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if name in names.own}
     trained = {name for name, p in parameters.items() if p.requires_grad}
     found: dict[str, Tensor] = {}
     for theirs, pair in names.tensors.items():
@@ -143,23 +160,32 @@ def saved_whole(model: Model, names: Names) -> tuple[list[str], dict[str, Tensor
         if trained.isdisjoint(ours.values()):
             continue
         trained_here = pair.join({name: parameters[first].detach() for name, first in ours.items()}).clone()
-        found[f"{PREFIX}{theirs}"] = trained_here
-        if not set(ours.values()).isdisjoint(names.shared.values()):
-            found.setdefault(f"{PREFIX}{LM_HEAD}.weight", trained_here.clone())
+        found[theirs] = trained_here
+        if names.shared.get("head.weight") in ours.values():  # a language model whose embedding is tied
+            found.setdefault(f"{LM_HEAD}.weight", trained_here.clone())
     if lost := trained - {names.shared.get(n, n) for pair in names.tensors.values() for n in ours_of(pair)}:
         raise UnsupportedError(f"the Hugging Face format of this model has no tensor for {min(lost)}, which is trained")
-    modules = {name.removeprefix(PREFIX).rpartition(".")[0] for name in found}
-    return names.targets(modules), found
+    whole = {name.rpartition(".")[0] for name in found if not name.endswith(".bias")}
+    if both := whole.intersection(adapted):
+        raise UnsupportedError(
+            f"PEFT either adapts a module or saves it whole, and {min(both)} is both: leave it out of adapter.targets or of "
+            "adapter.modules_to_save, or export the run with --merge"
+        )
+    lone = {name.rpartition(".")[0] for name in found} - whole  # of which the bias alone is trained
+    for module in lone.intersection(adapted):
+        found[f"{module}.base_layer.bias"] = found.pop(f"{module}.bias")
+    bias = "none" if not lone else "lora_only" if lone.issubset(adapted) else "all"
+    return Whole({PREFIX + name: t for name, t in found.items()}, names.targets(whole), bias)
 
 
 def read_whole(
     tensors: Mapping[str, Tensor], names: Names, model: Model, to_save: Collection[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights of modules that are saved whole by our names, and the names of our modules.
+    """Parameters that are saved whole by our names, and what `modules_to_save` of ours names them.
 
     Args:
         tensors: those that are no part of the adapters at projections, by their names. PEFT also writes unchanged embeddings
-            here, which are left out.
+            and biases here, which are left out.
         to_save: `modules_to_save`, ends of their modules' names.
 
     Raises:
@@ -181,8 +207,8 @@ def read_whole(
                     f"the adapter holds other weights for {name} than for the embedding, which this model ties to it"
                 )
             found[ours] = part
-    modules = {name.rpartition(".")[0] for name in found}
-    beside = {
-        name: state[name] for name in state if name.rpartition(".")[0] in modules
-    }  # such as biases that aren't there
-    return beside | found, tuple(sorted(modules))
+    of: dict[str, set[str]] = {}  # module → all of its parameters
+    for name in state:
+        of.setdefault(name.rpartition(".")[0], set()).add(name)
+    saved = {module if of[module] <= found.keys() else name for name in found for module in (name.rpartition(".")[0],)}
+    return found, tuple(sorted(saved))

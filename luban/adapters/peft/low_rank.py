@@ -7,6 +7,7 @@ ranks add up, and each B fills its own rows and columns of the joint one. I inpu
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,17 +24,16 @@ from luban.adapters.peft.layout import (
     OurAdapter,
     PeftFiles,
     by_pattern,
+    module_tensors,
     ours_of,
     read_whole,
     saved_whole,
-    without_prefix,
 )
 from luban.core.errors import ArtifactError, UnsupportedError
 from luban.models.base import Model
 
 A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 UNREAD = {  # settings that change what is computed, and the values that change nothing
-    "bias": "none",
     "layer_replication": None,
     "use_qalora": False,
     "trainable_token_indices": None,
@@ -43,6 +43,7 @@ UNREAD = {  # settings that change what is computed, and the values that change 
     "alora_invocation_tokens": None,
 }
 
+BIASES = ("none", "lora_only", "all")  # which biases were trained, too
 KEPT_BASE = (
     True,
     False,
@@ -79,7 +80,7 @@ class LowRankLayout:
                     )
                 tensors[f"{PREFIX}{module}{MAGNITUDE}"] = pair.join(magnitudes).contiguous()
         usual = min(ranks.values())
-        to_save, whole = saved_whole(model, names)
+        whole = saved_whole(model, names, grouped)
         settings: dict[str, Any] = {
             "peft_type": "LORA",
             "r": usual,
@@ -91,11 +92,11 @@ class LowRankLayout:
             "use_rslora": config.rank_stabilised,
             "use_dora": any(name.endswith(MAGNITUDE) for name in tensors),
             "fan_in_fan_out": any(getattr(names.pair_of(module), "transposed", False) for module in grouped),
-            "bias": "none",
+            "bias": whole.bias,
             "init_lora_weights": True,
-            "modules_to_save": to_save or None,
+            "modules_to_save": whole.modules or None,
         }
-        return PeftFiles(settings, {**tensors, **whole})
+        return PeftFiles(settings, {**tensors, **whole.tensors})
 
     @staticmethod
     def _alpha(config: LoRA, rank: int) -> float:
@@ -115,10 +116,11 @@ class LowRankLayout:
                 f"adapter_config.json has init_lora_weights = {init!r}, which changed the weights of the base, too: write it as a "
                 "plain LoRA, by PEFT's save_pretrained(DIR, path_initial_model_for_weight_conversion=…)"
             )
-        tensors = without_prefix(files)
+        tensors = module_tensors(files)
         modules = sorted(name.removesuffix(A) for name in tensors if name.endswith(A))
         if not modules:
             raise ArtifactError("adapter_model.safetensors holds no lora_A tensors")
+        require_biases(given.get("bias") or "none", modules, tensors, names)
         scales, parts = {}, {}
         for module in modules:
             if f"{module}{B}" not in tensors:
@@ -161,6 +163,28 @@ class LowRankLayout:
             modules_to_save=saved,
         )
         return OurAdapter(config, found | whole)
+
+
+def require_biases(bias: str, modules: Collection[str], tensors: Mapping[str, Tensor], names: Names) -> None:
+    """Check that the biases which PEFT trained with the adapters are there; `read_whole` reads them.
+
+    Args:
+        bias: PEFT's setting.
+        modules: that are adapted, by their names.
+
+    Raises:
+        ArtifactError: for an unknown setting, or a bias of an adapted module that isn't there.
+    """
+    if bias not in BIASES:
+        raise ArtifactError(f"adapter_config.json has bias = {bias!r}: one of {', '.join(BIASES)} is needed")
+    for module in modules if bias != "none" else ():
+        if names.tensor(f"{module}.bias") is None:
+            continue  # the model has none there
+        if tensors.keys().isdisjoint((f"{module}.bias", f"{module}.base_layer.bias")):
+            raise ArtifactError(
+                f"adapter_config.json has bias = {bias!r}, and adapter_model.safetensors lacks {PREFIX}{module}.base_layer.bias, "
+                "which was trained: write it with a newer PEFT, or merge it there (merge_and_unload)"
+            )
 
 
 def adapter_name(weight: str, model: Model) -> str:

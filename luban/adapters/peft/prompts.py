@@ -7,7 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from luban.adapters.base import adapters_of
-from luban.adapters.peft.layout import Names, OurAdapter, PeftFiles
+from luban.adapters.peft.layout import (
+    PREFIX,
+    SHORT,
+    Names,
+    OurAdapter,
+    PeftFiles,
+    module_tensors,
+    read_whole,
+    saved_whole,
+)
 from luban.adapters.prefix import Prefix, PTuningV2
 from luban.adapters.prompt import PromptTuning
 from luban.core.errors import ArtifactError, UnsupportedError
@@ -15,6 +24,7 @@ from luban.models.base import Model
 
 TENSOR = "prompt_embeddings"
 OURS = "prompts.embedding"
+HEADS = frozenset(("score", "classifier", "qa_outputs"))
 
 
 def _embeddings(files: PeftFiles) -> Tensor:
@@ -23,12 +33,25 @@ def _embeddings(files: PeftFiles) -> Tensor:
     return files.tensors[TENSOR]
 
 
-def _settings(kind: str, config: PTuningV2 | PromptTuning, model: Model) -> dict[str, Any]:
-    if config.modules_to_save:
-        names = ", ".join(config.modules_to_save)
+def _beside(files: PeftFiles, model: Model, names: Names) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The head that is saved with the embeddings, as `read_whole` gives it."""
+    others = {name: tensor for name, tensor in module_tensors(files).items() if name != TENSOR}
+    return read_whole(others, names, model, files.config.get("modules_to_save") or ())
+
+
+def _head(config: PTuningV2 | PromptTuning, model: Model, names: Names) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a head that was trained with the embeddings, and the setting that names it."""
+    whole = saved_whole(model, names)
+    if whole.bias != "none" or not HEADS.issuperset(whole.modules):
+        trained = ", ".join(config.modules_to_save)
         raise UnsupportedError(
-            f"PEFT saves no modules beside prompts, and {names} was trained with this one: serve the run itself"
+            f"PEFT saves no modules but a head beside prompts, and {trained} was trained with this one: serve the run itself"
         )
+    tensors = {SHORT + name.removeprefix(PREFIX): tensor for name, tensor in whole.tensors.items()}
+    return tensors, {"modules_to_save": whole.modules} if whole.modules else {}
+
+
+def _settings(kind: str, config: PTuningV2 | PromptTuning, model: Model) -> dict[str, Any]:
     shape = model.spec.layers[0].mixer.attention(model.spec.width)
     assert shape is not None
     return {
@@ -46,15 +69,18 @@ class PromptLayout:
 
     def write(self, config: PromptTuning, model: Model, names: Names) -> PeftFiles:
         """The embeddings."""
+        head, to_save = _head(config, model, names)
         return PeftFiles(
-            {**_settings("PROMPT_TUNING", config, model), "prompt_tuning_init": "RANDOM"},
-            {TENSOR: dict(model.named_parameters())[OURS].detach().clone()},
+            {**_settings("PROMPT_TUNING", config, model), "prompt_tuning_init": "RANDOM", **to_save},
+            {TENSOR: dict(model.named_parameters())[OURS].detach().clone(), **head},
         )
 
     def read(self, files: PeftFiles, model: Model, names: Names) -> OurAdapter:
         """The embeddings."""
         rows = _embeddings(files)
-        return OurAdapter(PromptTuning(length=rows.shape[0], init="random"), {OURS: rows})
+        head, saved = _beside(files, model, names)
+        config = PromptTuning(length=rows.shape[0], init="random", modules_to_save=saved)
+        return OurAdapter(config, {OURS: rows, **head})
 
 
 class PrefixLayout:
@@ -72,7 +98,8 @@ class PrefixLayout:
             "num_attention_heads": heads,
             "token_dim": heads * prefix.head_dim,
         }
-        return PeftFiles(settings, {TENSOR: prefix.values().detach().clone()})
+        head, to_save = _head(config, model, names)
+        return PeftFiles({**settings, **to_save}, {TENSOR: prefix.values().detach().clone(), **head})
 
     def read(self, files: PeftFiles, model: Model, names: Names) -> OurAdapter:
         """Keys and values of all layers."""
@@ -82,4 +109,5 @@ class PrefixLayout:
         wanted = len(model.spec.layers) * 2 * shape.key_heads * shape.head_dim
         if rows.shape[1] != wanted:
             raise UnsupportedError(f"the prefix has {rows.shape[1]} numbers a token, and this model needs {wanted}")
-        return OurAdapter(PTuningV2(length=rows.shape[0]), {OURS: rows})
+        head, saved = _beside(files, model, names)
+        return OurAdapter(PTuningV2(length=rows.shape[0], modules_to_save=saved), {OURS: rows, **head})

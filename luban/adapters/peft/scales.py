@@ -11,10 +11,10 @@ from luban.adapters.peft.layout import (
     Names,
     OurAdapter,
     PeftFiles,
+    module_tensors,
     ours_of,
     read_whole,
     saved_whole,
-    without_prefix,
 )
 from luban.adapters.peft.low_rank import adapter_name, plain
 from luban.core.errors import UnsupportedError
@@ -48,20 +48,24 @@ class ScalesLayout:
                     rows = model.get_submodule(ours.removesuffix(".weight")).out_features
                     parts.setdefault(ours, next(iter(parts.values())).new_ones(rows))  # type: ignore[arg-type]
             tensors[f"{PREFIX}{module}{L}"] = pair.join(parts)[:, None].contiguous()
-        to_save, whole = saved_whole(model, names)
+        whole = saved_whole(model, names, (*outputs, *inputs))
+        if whole.bias != "none":
+            raise UnsupportedError(
+                "PEFT saves no biases beside (IA)³, and some were trained with this one: serve the run itself"
+            )
         settings = {
             "peft_type": "IA3",
             "target_modules": names.targets([*outputs, *inputs]),
             "feedforward_modules": names.targets(list(inputs)),
             "fan_in_fan_out": any(getattr(names.pair_of(m), "transposed", False) for m in (*outputs, *inputs)),
             "init_ia3_weights": True,
-            "modules_to_save": to_save or None,
+            "modules_to_save": whole.modules or None,
         }
-        return PeftFiles(settings, {**tensors, **whole})
+        return PeftFiles(settings, {**tensors, **whole.tensors})
 
     def read(self, files: PeftFiles, model: Model, names: Names) -> OurAdapter:
         """Scales by our projections."""
-        tensors, found, targets = without_prefix(files), {}, []
+        tensors, found, targets = module_tensors(files), {}, []
         for name, scale in tensors.items():
             if not name.endswith(L):
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -130,6 +130,10 @@ class Block(nn.Module):
         self.feedforward_norm = layer.norm.build(shape.width)
         self.feedforward = layer.feedforward.build(shape)
 
+        self.beside_mixer: nn.Module | None = (
+            None  # an adapter's: reads what the mixer reads, and is added to what it gives
+        )
+        self.beside_feedforward: nn.Module | None = None  # the same beside the feed-forward network
         self.remat: RematPolicy | None = None
 
     def forward(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
@@ -139,6 +143,20 @@ class Block(nn.Module):
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """The layer's computation, (B, T, E) → (B, T, E)."""
         raise NotImplementedError
+
+    def run_mixer(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
+        """The mixer's output, with that of an adapter beside it, (B, T, E) → (B, T, E)."""
+        y_BTE = self.mixer(x_BTE, ctx)
+        return y_BTE if self.beside_mixer is None else y_BTE + self.beside_mixer(x_BTE)
+
+    def run_feedforward(self, x_BTE: Tensor, ctx: LayerContext | None = None) -> Tensor:
+        """The feed-forward network's output, with that of an adapter beside it, (B, T, E) → (B, T, E)."""
+        y_BTE = self.feedforward(x_BTE, ctx)
+        return y_BTE if self.beside_feedforward is None else y_BTE + self.beside_feedforward(x_BTE)
+
+    def add_beside(self, part: Literal["mixer", "feedforward"], adapter: nn.Module) -> None:
+        """Let `adapter(x)`, (B, T, E) → (B, T, E), read what the part reads and add to what it gives."""
+        setattr(self, f"beside_{part}", adapter)
 
     def use_remat(self, remat: RematPolicy | None) -> None:
         """Recompute in the backward pass what `remat` doesn't save; None: save everything."""

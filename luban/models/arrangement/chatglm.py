@@ -27,8 +27,8 @@ class ChatGLMBlock(Block):
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         normed = self.mixer_norm(x_BTE)
-        normed = self.feedforward_norm(self.alpha * normed + self.mixer(normed, ctx))
-        return self.alpha * normed + self.feedforward(normed, ctx)
+        normed = self.feedforward_norm(self.alpha * normed + self.run_mixer(normed, ctx))
+        return self.alpha * normed + self.run_feedforward(normed, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

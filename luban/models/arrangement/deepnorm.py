@@ -33,8 +33,8 @@ class DeepNormBlock(Block):
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        x_BTE = self.mixer_norm(self.alpha * x_BTE + self.mixer(x_BTE, ctx))
-        return self.feedforward_norm(self.alpha * x_BTE + self.feedforward(x_BTE, ctx))
+        x_BTE = self.mixer_norm(self.alpha * x_BTE + self.run_mixer(x_BTE, ctx))
+        return self.feedforward_norm(self.alpha * x_BTE + self.run_feedforward(x_BTE, ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

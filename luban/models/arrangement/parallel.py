@@ -30,7 +30,7 @@ class ParallelBlock(Block):
         """(B, T, E) → (B, T, E)."""
         normed = self.mixer_norm(x_BTE)
         other = normed if self.feedforward_norm is None else self.feedforward_norm(x_BTE)
-        return x_BTE + self.mixer(normed, ctx) + self.feedforward(other, ctx)
+        return x_BTE + self.run_mixer(normed, ctx) + self.run_feedforward(other, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

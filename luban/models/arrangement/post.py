@@ -16,10 +16,10 @@ class PostNormBlock(Block):
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        x_BTE = self.mixer_norm(x_BTE + self.mixer(x_BTE, ctx))
+        x_BTE = self.mixer_norm(x_BTE + self.run_mixer(x_BTE, ctx))
         if self.cross is not None and self.cross_norm is not None:
             x_BTE = self.cross_norm(x_BTE + self.cross(x_BTE, ctx))
-        return self.feedforward_norm(x_BTE + self.feedforward(x_BTE, ctx))
+        return self.feedforward_norm(x_BTE + self.run_feedforward(x_BTE, ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

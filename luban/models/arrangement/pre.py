@@ -16,10 +16,10 @@ class PreNormBlock(Block):
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        x_BTE = x_BTE + self.mixer(self.mixer_norm(x_BTE), ctx)
+        x_BTE = x_BTE + self.run_mixer(self.mixer_norm(x_BTE), ctx)
         if self.cross is not None and self.cross_norm is not None:
             x_BTE = x_BTE + self.cross(self.cross_norm(x_BTE), ctx)
-        return x_BTE + self.feedforward(self.feedforward_norm(x_BTE), ctx)
+        return x_BTE + self.run_feedforward(self.feedforward_norm(x_BTE), ctx)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,13 +82,23 @@ class ReversibleBlock(Block):
         fed_BTE = torch.cat([self.fed(piece, dtype, ctx) for piece in pieces], 1) if self.chunks > 1 else None
         return y1_BTE, x2_BTE + (self.fed(y1_BTE, dtype, ctx) if fed_BTE is None else fed_BTE)
 
+    @property
+    def mixer_parts(self) -> tuple[nn.Module | None, ...]:
+        """The modules that `mixed` runs."""
+        return self.mixer_norm, self.mixer, self.beside_mixer
+
+    @property
+    def feedforward_parts(self) -> tuple[nn.Module | None, ...]:
+        """The modules that `fed` runs."""
+        return self.feedforward_norm, self.feedforward, self.beside_feedforward
+
     def mixed(self, x_BTE: Tensor, dtype: torch.dtype, ctx: LayerContext) -> Tensor:
         """What the mixer makes of a stream."""
-        return self.mixer(self.mixer_norm(x_BTE.to(dtype)), ctx)
+        return self.run_mixer(self.mixer_norm(x_BTE.to(dtype)), ctx)
 
     def fed(self, x_BTE: Tensor, dtype: torch.dtype, ctx: LayerContext) -> Tensor:
         """What the feed-forward network makes of a stream, or of some of its tokens."""
-        return self.feedforward(self.feedforward_norm(x_BTE.to(dtype)))
+        return self.run_feedforward(self.feedforward_norm(x_BTE.to(dtype)))
 
 
 @torch._disable_dynamo  # torch.compiler.disable, which would import all of torch._dynamo now
@@ -128,19 +138,19 @@ class _Recomputed(torch.autograd.Function):
         sums: dict[int, Tensor] = {}
         for block, ctx in reversed(fctx.layers):
             pieces = [
-                _term(block.fed, (block.feedforward_norm, block.feedforward), y, d, fctx.dtype, ctx, sums)
+                _term(block.fed, block.feedforward_parts, y, d, fctx.dtype, ctx, sums)
                 for y, d in zip(y1.chunk(block.chunks, dim=1), d2.chunk(block.chunks, dim=1), strict=True)
             ]
             fed, back = (torch.cat(parts, 1) for parts in zip(*pieces, strict=True))
             x2, d1 = y2 - fed, d1 + back
-            mixed, back = _term(block.mixed, (block.mixer_norm, block.mixer), x2, d1, fctx.dtype, ctx, sums)
+            mixed, back = _term(block.mixed, block.mixer_parts, x2, d1, fctx.dtype, ctx, sums)
             y1, y2, d2 = y1 - mixed, x2, d2 + back
         return d1, d2, None, None, *(sums.get(id(parameter)) for parameter in fctx.trained)
 
 
 def _term(
     function: Any,
-    owners: tuple[nn.Module, ...],
+    owners: tuple[nn.Module | None, ...],
     x: Tensor,
     dy: Tensor,
     dtype: torch.dtype,
@@ -148,7 +158,7 @@ def _term(
     sums: dict[int, Tensor],
 ) -> Streams:
     """(function(x), its gradient with respect to x for the gradient dy); those of the owners' parameters are added to `sums`."""
-    trained = [p for owner in owners for p in owner.parameters() if p.requires_grad]
+    trained = [p for owner in owners if owner for p in owner.parameters() if p.requires_grad]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = function(x, dtype, ctx)

@@ -26,8 +26,8 @@ class SandwichNormBlock(Block):
 
     def arranged(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
-        x_BTE = x_BTE + self.mixer_output_norm(self.mixer(self.mixer_norm(x_BTE), ctx))
-        return x_BTE + self.feedforward_output_norm(self.feedforward(self.feedforward_norm(x_BTE), ctx))
+        x_BTE = x_BTE + self.mixer_output_norm(self.run_mixer(self.mixer_norm(x_BTE), ctx))
+        return x_BTE + self.feedforward_output_norm(self.run_feedforward(self.feedforward_norm(x_BTE), ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

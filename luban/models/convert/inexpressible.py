@@ -68,6 +68,8 @@ def _alternatives(spec: ModelSpec) -> Iterator[Named]:
     yield "mixer", Grouped(heads=heads, qkv_bias=True, output_bias=True)
     yield "mixer", Grouped(heads=heads, kv_heads=heads, qkv_bias=True, output_bias=True)
     yield "embedding_norm", norm if spec.embedding_norm is None else None
+    if hasattr(spec.head, "bias"):
+        yield "head", dataclasses.replace(spec.head, bias=not spec.head.bias)  # type: ignore[call-arg]
     yield from (("head", head) for head in (LanguageModel(), MaskedLM()))
     yield "tied_head", not spec.tied_head
 

@@ -71,6 +71,7 @@ class Mixer(Variant):
     crosses: ClassVar[bool] = False  # has a form for cross-attention to an encoder
     bidirectional: ClassVar[bool] = False  # has a form for encoders, in which tokens see later ones
     sees_prefix: ClassVar[bool] = False  # a causal layer can let all tokens of a document see its prefix
+    prompted: ClassVar[bool] = False  # its module takes prompts with a softmax of their own, by `add_prompts`
     biased: ClassVar[bool] = False  # adds a position method's bias to its scores
     online: ClassVar[bool] = False  # `module.update_statistics()` is to be called before every forward in training
     undivided: ClassVar[frozenset[str]] = frozenset()  # axes of a plan that can't divide it

@@ -24,7 +24,7 @@ from luban.nn.norm import Norm
 class Grouped(HeadedMixer):
     """Multi-head when K = H, multi-query when K = 1, grouped-query between."""
 
-    crosses = bidirectional = sees_prefix = biased = True
+    crosses = bidirectional = sees_prefix = biased = prompted = True
     heads: int = 8  # H, query heads
     kv_heads: int | None = None  # K, must divide the query heads; none: as many
     head_dim: int | None = None  # D; none: width / heads
@@ -130,15 +130,19 @@ class GroupedAttention(nn.Module):
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.output = Linear(inner, width, bias=config.output_bias, role="o", writes_residual=True)
-        self.prompts: nn.Module | None = None  # an adapter's: `prompts(q, self)` is added to what is mixed
+        self.prompts: nn.Module | None = None
 
     def forward(self, x_BTE: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, E) → (B, T, E)."""
         q_BHTD, k_BKTD, v_BKTD = self.rotated_qkv(x_BTE, ctx)
         mixed_BHTD = ctx.attend(q_BHTD, k_BKTD, v_BKTD, self.scale)
         if self.prompts is not None:
-            mixed_BHTD = mixed_BHTD + self.prompts(q_BHTD, self)
+            mixed_BHTD = mixed_BHTD + self.prompts(q_BHTD, self.keys_values, self.scale)
         return self.output(mixed_BHTD.transpose(1, 2).flatten(-2))
+
+    def add_prompts(self, prompts: nn.Module) -> None:
+        """Add `prompts(q_BHTD, keys_values, scale)`, (B, H, T, D), to what is mixed (`luban.adapters.llama_adapter`)."""
+        self.prompts = prompts
 
     def keys_values(self, x_BSE: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, E) → keys and values (B, K, S, D) without positions."""

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from luban.core.errors import ConfigError
+from luban.load.tokenizer import load_tokenizer
 from luban.retrieval.packaged import located
 from luban.retrieval.passages import PassageRule, Span
-from luban.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from luban.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(PassageRule):
     """Windows of `length` tokens; special tokens that an encoder adds aren't counted."""
 
-    tokenizer: str = ""  # path of a tokenizer, or of a model that has one, or minilm
+    tokenizer: str = ""  # path of a tokenizer, or of a model that has one, or smollm2 or minilm
 
     def loaded(self) -> Tokenizer:
         """The tokenizer. Raises ConfigError where none is named, ArtifactError where there is none."""

@@ -41,7 +41,7 @@ class Shape:
         self.written: dict[int, Written] = {}  # of each choice, for completions' log-probabilities
 
     def body(
-        self, choices: list[dict[str, Any]], *, chunk: bool, usage: dict[str, int] | None = None
+        self, choices: list[dict[str, Any]], *, chunk: bool, usage: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """A response, or one chunk of a stream."""
         kind = "chat.completion" if self.chat else "text_completion"
@@ -158,8 +158,14 @@ def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
 
 
-def usage(requests: list[Request]) -> dict[str, int]:
-    """Token counts: prompts once each, and everything generated, end tokens included."""
+def usage(requests: list[Request]) -> dict[str, Any]:
+    """Token counts: prompts once each, with how many of their tokens the prefix cache held, and everything generated, end
+    tokens included."""
     prompt = sum(len(request.prompt) for request in requests)
     made = sum(len(choice.token_ids) for request in requests for choice in request.result.choices)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": sum(request.cached_tokens for request in requests)},
+    }

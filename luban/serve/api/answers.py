@@ -28,6 +28,7 @@ from luban.serve.api.errors import Stopping, error_body
 from luban.serve.api.metrics import Timing
 from luban.serve.api.tool_formats import ToolFormat, ToolParser, format_of
 from luban.serve.history import History
+from luban.serve.intake import COUNTED
 from luban.serve.request import Delta, Prompt, Request
 from luban.serve.worker import GenerationError
 from luban.tokenizer.chat import render
@@ -110,7 +111,7 @@ class Job:
         found = {row["mark"]: row for text in texts for row in self.grounded.citations(text)}
         return {"citations": list(found.values())}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Token counts."""
         counted = usage(self.requests)
         if self.prompt_alone:
@@ -198,25 +199,28 @@ class Answers:
         """Whether a conversation fits the context together with an answer, without a message left out."""
         answer = min(body.max_tokens or LEAST_ANSWER, LEAST_ANSWER)
         try:
-            found, left_out = self._rendered(messages, body)
+            found, left_out = self._rendered(messages, body, counted=0)
         except PromptTooLong:
             return False
         return not left_out and len(found) + answer <= self.service.model.spec.context
 
-    def _rendered(self, messages: list[dict[str, Any]], body: ChatBody) -> tuple[list[int], int]:
-        """A conversation's tokens up to where the answer begins, and how many of its messages were left out. Raises DataError
-        for a name that the template ignores."""
+    def _rendered(
+        self, messages: list[dict[str, Any]], body: ChatBody, counted: int = COUNTED
+    ) -> tuple[list[int], int]:
+        """A conversation's tokens up to where the answer begins, and how many of its messages were left out; `counted` as in
+        `luban.serve.intake.Intake.require_room`. Raises DataError for a name that the template ignores."""
         tokenizer, engine = self.service.model.need_tokenizer(), self.service.writer()
         tools = [tool.model_dump(exclude_none=True) for tool in body.offered()]
 
-        def tokens(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-            engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages))
+        def tokens(messages: Sequence[Mapping[str, Any]], counted: int = counted) -> list[int]:
+            engine.intake.require_room("\n".join(str(message["content"] or "") for message in messages), counted)
             variables = body.chat_template_kwargs
             rendered = render(messages, tokenizer, add_generation_prompt=True, tools=tools, variables=variables)
             return rendered.token_ids
 
         rule = self.service.history
-        fitted = History(engine, rule, answer_tokens=body.max_tokens or ANSWER_TOKENS, tokens=tokens).fit(messages)
+        quick = partial(tokens, counted=0)  # asked many times, for yes or no
+        fitted = History(engine, rule, answer_tokens=body.max_tokens or ANSWER_TOKENS, tokens=quick).fit(messages)
         messages, left_out = fitted.messages, len(fitted.dropped)
         found = tokens(messages)
         if any(m.get("name") and m["role"] != "tool" for m in messages):
@@ -323,6 +327,7 @@ class Answers:
         """What the log says of a request."""
         results = [request.result for request in job.requests]
         note |= job.usage()
+        note |= note.pop("prompt_tokens_details")
         note["first_token_seconds"] = None if timing.first is None else round(timing.first, 4)
         note["finish"] = [choice.finish_reason or "cancelled" for result in results for choice in result.choices]
         if self.service.log_text:

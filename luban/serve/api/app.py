@@ -19,6 +19,7 @@ from luban.core.errors import UnsupportedError
 from luban.core.log import say
 from luban.core.protocols import Answerer, Grounder
 from luban.load.model import LoadedModel
+from luban.serve.api.adapter_routes import AdapterRoutes
 from luban.serve.api.answers import LEFT_OUT
 from luban.serve.api.body_limit import BodyLimit, body_limit
 from luban.serve.api.chat_page import PAGE, add_page
@@ -47,6 +48,9 @@ class ServerOptions:
     log_requests: bool = False  # write a line of JSON to standard error for every request
     log_text: bool = False  # … with the text of prompts and answers
     history: Rule = "error"  # what becomes of conversations longer than the context (`luban.serve.history`)
+    more_adapters: bool = (
+        False  # take adapters while it runs (`luban.serve.api.adapter_routes`); the engine must take them, too
+    )
     retriever: Grounder | None = None  # finds passages for chats, whose answers then have citations
     answerer: Answerer | None = None  # answers chats' questions in its own way, in the place of the engine
 
@@ -128,4 +132,6 @@ def create_app(
     add_error_handlers(app)
     add_page(app)
     service.add_routes(app)
+    if options.more_adapters:
+        AdapterRoutes(service).add_to(app)
     return app

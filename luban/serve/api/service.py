@@ -174,7 +174,7 @@ class Service:
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters that requests may ask for."""
         pool = None if self.engine is None else self.engine.adapters
-        return () if pool is None else tuple(pool.known)
+        return () if pool is None else pool.names
 
     def require_open(self, sequences: int) -> None:
         """Raise Stopping while the server drains, Busy where so many more sequences would make the queue too long."""

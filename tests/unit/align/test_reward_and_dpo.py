@@ -137,6 +137,27 @@ def test_an_adapter_trains_the_new_head_with_it(tiny_checkpoint, pairs, tmp_path
     assert read_manifest(reward(longer, tmp_path / "rm")).figures["step"] == 32
 
 
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (LoRA(rank=2, targets=("qq",)), "adapter target 'qq' matches no projection of this model"),
+        (LoRA(rank=2, targets=("lm_head",)), "adapter target 'lm_head' matches no projection of this model"),
+        (LoRA(rank=999), "adapter.rank 999 is above the width of"),
+        (LoRA(rank=2, base="nf4", modules_to_save=("o",)), "is trained, so its weights can't be packed"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_data_is_packed(
+    adapter, said, tiny_checkpoint, pairs, tmp_path, monkeypatch
+):
+    def packs(*_):
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr("luban.align.reward.as_preference_shards", packs)
+    with pytest.raises(ConfigError, match=said):
+        reward(replace(rewarding(tiny_checkpoint, pairs), adapter=adapter), tmp_path / "rm")
+    assert not (tmp_path / "rm").exists()
+
+
 def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, pairs, tmp_path):
     recipe = rewarding(tiny_checkpoint, pairs)
     run = reward(replace(recipe, train=replace(recipe.train, steps=1)), tmp_path / "rm")

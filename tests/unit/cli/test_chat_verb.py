@@ -35,7 +35,7 @@ def test_what_goes_is_said_and_can_be_seen(chat):
         (("--tools", "calculator"), 1, "chat template"),
         (("--tools", "nothing"), 2, "there is no tool 'nothing'"),
         (("--tools", "sql:missing.db"), 1, "no database"),
-        (("--tool-calls", "3"), 2, "--tool-calls: of functions"),
+        (("--tool-calls", "3"), 2, "--tool-calls does nothing without --tools"),
         (("--tools", "calculator", "--tool-calls", "-1"), 2, "calls must be 0 or more"),
     ],
 )

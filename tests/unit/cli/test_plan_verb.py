@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from luban.cli.main import main
+from luban.cli.plan import state_by_zero
 from luban.core.arguments import parse_recipe
 from luban.core.errors import UsageError
 from luban.train.recipe import Recipe
@@ -91,10 +92,10 @@ def test_a_plan_file_that_is_none_is_refused(tmp_path, text):
         (["--cluster", "CLUSTER", "--prices", "guess"], "--prices is closed, fluid or packets"),
         (["--cluster", "CLUSTER", "--prices", "fluid"], "need a network: give --network"),
         (["--cluster", "CLUSTER", "--prices", "fluid", "--network", "hc"], "did you mean 'hcc'"),
-        (["--cluster", "CLUSTER", "--network", "hcc"], "--network goes with --prices"),
-        (["--cluster", "CLUSTER", "--prices", "fluid", "--search", "alpa"], "goes with --search all"),
-        (["--cluster", "CLUSTER", "--search", "alpa", "--top", "3"], "--top goes with --search all"),
-        (["--cluster", "CLUSTER", "--micro-batches", "3"], "--micro-batches goes with --search alpa"),
+        (["--cluster", "CLUSTER", "--network", "hcc"], "--network does nothing without --prices"),
+        (["--cluster", "CLUSTER", "--prices", "fluid", "--search", "alpa"], "--prices does nothing with --search alpa"),
+        (["--cluster", "CLUSTER", "--search", "alpa", "--top", "3"], "--top does nothing with --search alpa"),
+        (["--cluster", "CLUSTER", "--micro-batches", "3"], "--micro-batches does nothing without --search alpa"),
         (["--cluster", "CLUSTER", "--plan.remat", "rotor"], "leave --plan.remat out"),
     ],
 )
@@ -180,3 +181,12 @@ def test_explain_shows_a_layer_of_the_best_plan(cluster, capsys):
     assert main(["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL, "--explain"]) == 0
     text = capsys.readouterr().out
     assert "after fuse:" in text and "after shard over a mesh of" in text
+
+
+def test_what_zero_divides_is_printed(cluster, capsys):
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 GPUs."""
+    assert state_by_zero(7_500_000_000, 64).endswith(
+        ": 120 GB whole, 31.4 GB with ZeRO 1, 16.6 GB with ZeRO 2, 1.88 GB with ZeRO 3"
+    )
+    assert main(["plan", "tiny_pretrain_cpu", "--cluster", str(cluster), *MODEL]) == 0
+    assert "at 2 + 2 + 12 bytes a parameter" in capsys.readouterr().out

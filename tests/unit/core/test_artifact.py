@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +190,16 @@ def test_a_full_disk_leaves_nothing_finished(tmp_path):
     child.start()
     child.join()
     assert child.exitcode == 17 and list(tmp_path.iterdir()) == []
+
+
+def test_the_incomplete_directory_of_any_path_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for path, wanted in (
+        ("a", "a.incomplete"),
+        (tmp_path / "a.b", tmp_path / "a.b.incomplete"),
+        (".", f"{tmp_path}.incomplete"),
+        ("link", tmp_path / "real.incomplete"),
+        ("/", "/.incomplete"),
+    ):
+        assert incomplete_path(path) == Path(wanted)

@@ -16,10 +16,10 @@ from luban.kernels import available, gated
 from luban.kernels.reference.swiglu import swiglu_of_pairs
 from luban.models.build import build_model
 from luban.models.spec import uniform
+from luban.models.stack import blocks_of
 from luban.nn.feedforward import gated as network
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
-from luban.parallel.compile import blocks_of
 from luban.parallel.remat import remat_policy
 
 N, E, INNER, OUT = 7, 16, 48, 32

@@ -22,11 +22,11 @@ from luban.kernels import flash4 as kernel
 from luban.kernels.attention_mask import AttentionMask
 from luban.models.build import build_model
 from luban.models.spec import uniform
+from luban.models.stack import blocks_of
 from luban.nn.attention import prepared_mask
 from luban.nn.attention.attend import attention
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
-from luban.parallel.compile import blocks_of
 from luban.parallel.remat import remat_policy
 
 CPU = torch.device("cpu")

@@ -82,14 +82,24 @@ def make_run(tmp_path, checkpoint, *, finished=True, figures=None):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_gives_its_last_checkpoint(tmp_path, checkpoint, finished):
+def test_a_run_gives_its_last_checkpoint(tmp_path, checkpoint, finished, capsys):
+    """Of an unfinished one that is said."""
     run = make_run(tmp_path, checkpoint, finished=finished)
     assert incomplete_path(run).exists() != finished
     m = luban.load_model(run)
+    said = f"warning: {run}.incomplete is an unfinished run: its last checkpoint so far, step_000010, is used\n"
+    assert capsys.readouterr().err == ("" if finished else said)
     assert m.name == "run" and m.manifest.kind == "run" and m.path.name == "step_000010"
     assert torch.equal(m.module(TOKENS), luban.load_model(checkpoint).module(TOKENS))
     direct = luban.load_model(m.path)
     assert direct.tokenizer is not None  # found in the run around it
+
+
+def test_an_unfinished_run_without_a_checkpoint_is_no_path_that_is_not_there(tmp_path, checkpoint):
+    run = make_run(tmp_path, checkpoint, finished=False)
+    shutil.rmtree(incomplete_path(run) / "checkpoints")
+    with pytest.raises(ArtifactError, match=r"run is unfinished \(.*run.incomplete\), and has no checkpoint yet"):
+        luban.load_model(run)
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from luban import build_model, describe
+from luban.adapters.parallel import Parallel
 from luban.adapters.prefix import PTuningV2
 from luban.core.errors import ConfigError, UnsupportedError
 from luban.core.plan import ParallelPlan
+from luban.load.adapted import put_in
 from luban.models.arrangement.reversible import Reversible
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.layer import LayerSpec
@@ -43,8 +45,11 @@ def stored(model, tokens, **given):
     x1 = x2 = x
     for index, name in block_of.items():
         block = stack.blocks[name]
-        x1 = x1 + block.mixer(block.mixer_norm(x2), ctx.layer(index))
-        x2 = x2 + block.feedforward(block.feedforward_norm(x1))
+        for part in ("mixer", "feedforward"):
+            owner, beside = getattr(block, part), getattr(block, f"beside_{part}")
+            read = getattr(block, f"{part}_norm")(x2 if part == "mixer" else x1)
+            y = owner(read, ctx.layer(index)) + (beside(read) if beside else 0)
+            x1, x2 = (x1 + y, x2) if part == "mixer" else (x1, x2 + y)
     return model.read(stack.norm((x1 + x2) / 2))
 
 
@@ -64,6 +69,24 @@ def test_gradients_are_those_of_the_stored_computation(chunks, mixer):
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
     for ours, theirs in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beside", ["mixer", "feedforward"])
+def test_adapters_beside_the_parts_have_the_gradients_of_the_stored_computation(beside):
+    model, config = build_model(make(3, 2), seed=random.randrange(1000)), Parallel(width=4, beside=beside)
+    put_in(model, config, config.initial(model.spec, dict(model.named_parameters()), 1), "test")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tokens, found = torch.randint(0, 41, (2, 17)), []
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    for forward in (model, lambda x: stored(model, x)):
+        model.zero_grad()
+        forward(tokens).square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in trained.items()})
+    assert len(found[0]) == 12
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
 
 
 def saved(spec: ModelSpec, tokens: int) -> int:

@@ -13,8 +13,8 @@ from luban.adapters.lora import LoRA
 from luban.load.adapted import put_in
 from luban.models.build import build_model, state_of
 from luban.models.spec import uniform
+from luban.models.stack import blocks_of
 from luban.objectives.causal import Causal
-from luban.parallel.compile import blocks_of
 from luban.parallel.remat.policies import SelectiveRemat, remat_policy
 
 

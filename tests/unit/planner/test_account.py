@@ -139,7 +139,7 @@ def test_command_line(capsys):
         (["--parameters", "1e9"], "--tokens is missing"),
         (["--tokens", "1e9"], "--model (or --parameters) is missing"),
         (["--parameters", "-1", "--tokens", "1e9"], "--parameters is a number above 0"),
-        (["--picture", "a.svg"], "belong to --history"),
+        (["--picture", "a.svg"], "--picture does nothing without --history"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words, message, capsys):

@@ -168,6 +168,6 @@ def test_an_empty_text_and_a_target_alone_are_refused_instead_of_another_page(sa
     folder, page = str(saved(uniform(**BASE, mixer=MIXERS["window"]))), tmp_path / "page.html"
     with pytest.raises(DataError, match="has no tokens: give --attention a text"):
         run([folder, "--attention", "", "--out", str(page)])
-    with pytest.raises(UsageError, match="--attention-target goes with --attention"):
+    with pytest.raises(UsageError, match="--attention-target does nothing without --attention"):
         run([folder, "--attention-target", "abc", "--out", str(page)])
     assert not page.exists()

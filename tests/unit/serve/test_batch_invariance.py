@@ -148,5 +148,5 @@ def test_weights_in_8_bits_are_refused():
 
     model = loaded("rope", torch.float32, 0)
     pack_for_inference(model.module)
-    with pytest.raises(UnsupportedError, match="are in int8"):
+    with pytest.raises(UnsupportedError, match="are packed in fewer bits"):
         use_invariant_matmuls(model.module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 
 import pytest
@@ -19,14 +20,14 @@ from http_requests import LOCAL
 import luban
 from luban import Sampling
 from luban.core.errors import ConfigError
-from luban.generate.cache import GROW, ContextError
+from luban.generate.cache import GROW, ContextError, PromptTooLong
 from luban.generate.session import Session
 from luban.serve.api.app import create_app
 from luban.serve.api.bodies import MAX_SEQUENCES, MAX_STOPS
 from luban.serve.api.body_limit import BodyLimit, body_limit
 from luban.serve.api.chat_body import MAX_MESSAGES, MAX_PARTS
 from luban.serve.engine import Request
-from luban.serve.intake import FIRST_CHARACTERS
+from luban.serve.intake import COUNTED, FIRST_CHARACTERS, Intake
 from luban.serve.memory import ContiguousBudget, PagedBudget, RequestTooLarge
 from luban.serve.model_runner import ModelRunner
 from luban.tokenizer.tokenizer import Tokenizer
@@ -116,8 +117,29 @@ def test_answers_of_one_request_are_bounded(client):
     assert answer.status_code == 400 and f"more than {MAX_SEQUENCES} answers" in answer.json()["error"]["message"]
 
 
+def refusal(client, text, chat):
+    body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    answer = client.post(f"/v1/{'chat/' if chat else ''}completions", json=body)
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "context_length_exceeded"
+    return answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_prompt_that_is_too_long_is_told_both_numbers_of_tokens(client, model, chat):
+    for text in ("word " * 200, "x" * 100_000):
+        if chat:
+            count = len(
+                client.post("/tokenize", json={"messages": [{"role": "user", "content": text}]}).json()["tokens"]
+            )
+        else:
+            count = client.post("/tokenize", json={"prompt": text}).json()["count"]
+        said = refusal(client, text, chat)
+        assert f"the prompt has {count} tokens, and the model's context of {model.spec.context} must" in said
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_refusing_a_long_prompt_costs_no_more_than_the_contexts_worth(client, model, monkeypatch, chat):
+    """Or than a fixed number of characters, where it tells how many tokens there are at least."""
     read = []
 
     def counting(function):
@@ -126,12 +148,15 @@ def test_refusing_a_long_prompt_costs_no_more_than_the_contexts_worth(client, mo
     for name in ("encode", "encode_plain", "encode_marked"):
         monkeypatch.setattr(Tokenizer, name, counting(getattr(Tokenizer, name)))
     text = "word " * 300_000
-    if chat:
-        answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": text}]})
-    else:
-        answer = client.post("/v1/completions", json={"prompt": text})
-    assert answer.status_code == 422 and "more tokens than the model's context" in answer.json()["error"]["message"]
-    assert sum(read) <= 4 * FIRST_CHARACTERS * model.spec.context
+    count = len(model.tokenizer.encode(text))
+    read.clear()
+    said = refusal(client, text, chat)
+    least = int(re.search(r"the prompt has more than (\d+) tokens", said)[1])
+    assert 0.1 * count < least < count and f"the model's context of {model.spec.context} must also" in said
+    assert sum(read) <= COUNTED
+    with pytest.raises(PromptTooLong, match="more than"):  # and where it is only asked whether it fits
+        Intake(model, luban.Engine(model).batch).require_room(text, 0)
+    assert sum(read) <= COUNTED + FIRST_CHARACTERS * model.spec.context
 
 
 def test_prompts_that_fit_are_never_refused_by_their_beginning(model):
@@ -144,6 +169,10 @@ def test_prompts_that_fit_are_never_refused_by_their_beginning(model):
             assert len(engine.tokens_of(text)) == count < context
         except ContextError:
             assert count >= context
+        try:
+            engine.intake.require_room(text, 0)
+        except PromptTooLong as error:
+            assert context <= int(re.search(r"more than (\d+) tokens", str(error))[1]) < count
 
 
 def test_the_server_answers_others_while_a_prompt_is_tokenised(model, monkeypatch):

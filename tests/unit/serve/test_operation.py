@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import threading
 import time
@@ -22,7 +23,7 @@ from luban.serve.api.app import OPEN, ServerOptions, create_app
 
 
 def test_every_route_needs_the_key_but_health_and_page(engine):
-    app = create_app(engine, api_key="k")
+    app = create_app(engine, ServerOptions(api_key="k", more_adapters=True))
     with TestClient(app, base_url=LOCAL) as client:
         asked = set()
         for route in app.routes:
@@ -244,6 +245,55 @@ def test_figures_for_prometheus(engine):
         assert more("prefix_cache_queries_total") > more("prefix_cache_hits_total") >= 48
         assert after["luban_requests_running"] == after["luban_requests_waiting"] == 0
         assert after["luban_kv_cache_usage_ratio"] == 0 and "luban_preemptions_total" in after
+
+
+def test_usage_tells_of_tokens_that_the_prefix_cache_held(model):
+    """All full blocks of 16 of what earlier prompts began with, but never a prompt's last token; of several prompts the sum; the
+    same in streams; nothing where all tokens are read for their log-probabilities. Together what /metrics counts."""
+    letters, told = random.SystemRandom(), []
+    common = "".join(letters.choices("abcdefgh", k=100))
+    with TestClient(create_app(luban.Engine(model)), base_url=LOCAL) as client:
+
+        def cached(path, **body):
+            body = {"max_tokens": 2, "ignore_eos": True, **body}
+            if body.get("stream"):
+                with client.stream("POST", path, json={**body, "stream_options": {"include_usage": True}}) as answer:
+                    lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+                usage = json.loads(lines[-2])["usage"]
+            else:
+                usage = client.post(path, json=body).json()["usage"]
+            assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+            told.append(usage["prompt_tokens_details"]["cached_tokens"])
+            return told[-1], usage["prompt_tokens"]
+
+        bos = 1 if model.begins_with_bos else 0
+        whole = (100 + bos - 1) // 16 * 16
+        assert cached("/v1/completions", prompt=common) == (0, 100 + bos)
+        for more in ({}, {"stream": True}, {"n": 3}):
+            assert cached("/v1/completions", prompt=common, **more) == (whole, 100 + bos)
+        shared = (50 + bos) // 16 * 16
+        assert cached("/v1/completions", prompt=[common, common[:50] + "zz" * 20])[0] == whole + shared
+        assert cached("/v1/completions", prompt=common, prompt_logprobs=0)[0] == 0
+        chat = {"messages": [{"role": "user", "content": common}]}
+        assert cached("/v1/chat/completions", **chat)[0] == 0
+        for more in ({}, {"stream": True}):
+            found, count = cached("/v1/chat/completions", **chat, **more)
+            assert found == (count - 1) // 16 * 16
+        page = client.get("/metrics").text
+        assert f"luban_prefix_cache_hits_total {float(sum(told))}\n" in page
+
+
+def test_a_preempted_request_tells_of_what_it_found_first(model):
+    """Not of its own blocks, which it finds when it is read again."""
+    block = 16 * luban.Engine(model, max_batch=4).budget.slot_bytes
+    prompts = [random.SystemRandom().choices(range(20, 270), k=40) for _ in range(3)]
+    engine = luban.Engine(model, max_batch=4, cache_bytes=11 * block)
+    requests = [engine.request(one, luban.Sampling(max_tokens=40, ignore_eos=True, seed=1)) for one in prompts]
+    for request in requests:
+        engine.submit(request)
+    while engine.step():
+        pass
+    assert engine.load().preemptions and [request.cached_tokens for request in requests] == [0, 0, 0]
 
 
 def test_smaller_priorities_are_served_first(model):

@@ -21,8 +21,9 @@ from luban.adapters.series import Houlsby, Pfeiffer
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
 from luban.load.adapted import StoredAdapter, put_in
 from luban.models.build import build_model, state_of
+from luban.nn.packed import KINDS, pack_frozen, packed_kind
 from luban.serve import adapters
-from luban.serve.adapters import by_name
+from luban.serve.adapter_names import by_name
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,48 @@ def test_what_reads_weights_is_refused_over_int8(served, tmp_path):
     engine, (text,) = Engine(load_model(base, dtype="int8"), adapters=gains), prompts(1)
     wanted = Engine(load_model(base, dtype="int8", adapter=tmp_path / "i")).generate(text, GREEDY)[0].token_ids
     assert engine.generate(text, GREEDY, adapters="i")[0].token_ids == wanted
+
+
+def test_adapters_over_one_packed_model_share_it(served, tmp_path, capsys):
+    """What each computes alone, over weights that are packed once; among others, or batch-invariant, over floats, with a warning."""
+    base, made = served
+    kinds = {"a": LoRA(rank=3, base="nf4"), "b": LoRA(rank=2, targets=("q", "down"), base="nf4"), "i": IA3(base="nf4")}
+    packed = {name: write_adapter(base, config, tmp_path / name) for name, config in kinds.items()}
+    engine, texts = Engine(load_model(base), adapters=packed, max_adapters=2), prompts(5)
+    assert "trained over weights in nf4, so base is kept in nf4 once for all of them" in capsys.readouterr().err
+    assert packed_kind(engine.model.module) == "nf4"
+    plain = load_model(base)
+    pack_frozen(plain.module.requires_grad_(False), KINDS["nf4"])
+    floats = Engine(load_model(base)).generate(texts, GREEDY)
+    for _ in range(2):
+        results = engine.generate(texts, GREEDY, adapters=["a", "b", "", "i", "a"])
+        wanted = [alone(base, packed[name], text) for name, text in zip(("a", "b"), texts, strict=False)]
+        wanted += [Engine(plain).generate(texts[2], GREEDY)[0].token_ids]
+        wanted += [alone(base, packed[name], text) for name, text in zip(("i", "a"), texts[3:], strict=True)]
+        assert [result.token_ids for result in results] == wanted
+    assert [result.token_ids for result in floats] != wanted
+    assert "answers differ somewhat" not in capsys.readouterr().err
+    for given in (
+        {"adapters": {**packed, "c": made["c"]}},
+        {"adapters": {"invariant": packed["b"]}, "batch_invariant": True},
+    ):
+        mixed = Engine(load_model(base), **given)
+        assert packed_kind(mixed.model.module) is None
+        said = f"the adapter {next(iter(given['adapters']))} was trained over weights in nf4, and is served by name"
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_has_the_adapters_of_one_engine(served, tmp_path):
+    """A second engine would meet those of the first; one that wasn't made leaves none behind."""
+    base, made = served
+    m, (text,) = load_model(base), prompts(1)
+    head = write_adapter(base, LoRA(rank=2, targets=("lm_head",)), tmp_path / "head")
+    with pytest.raises(UnsupportedError, match="changes more than the layers' projections"):
+        Engine(m, adapters={"a": made["a"], "c": made["c"], "h": head})
+    engine = Engine(m, adapters=made)
+    with pytest.raises(UsageError, match="base serves the adapters of another engine: load the model again"):
+        Engine(m, adapters=made)
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
 
 
 def test_the_least_recently_used_adapter_goes(served):
@@ -155,6 +198,7 @@ def test_every_kind_alone_and_by_name(name, served, monkeypatch, capsys):
     assert Engine(m).generate(text, GREEDY)[0].token_ids == ids[len(text) :]
     stored = StoredAdapter(path=base, config=config, tensors=tensors)
     monkeypatch.setattr(adapters, "find_adapter", lambda path: stored)
+    monkeypatch.setattr(adapters, "base_kept", lambda path: "float")
     if not reason:
         engine = Engine(load_model(base), adapters={"x": base})
         assert engine.generate(text, GREEDY, adapters="x")[0].token_ids == ids[len(text) :]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from luban import Engine
 from luban.adapters.ia3 import IA3
 from luban.adapters.lora import LoRA
 from luban.adapters.prompt import PromptTuning
+from luban.cli.export import say_offset
 from luban.cli.main import main
 from luban.core.artifact import read_manifest
 from luban.core.config import from_dict
@@ -83,6 +86,25 @@ def test_a_run_holds_what_is_trained_and_goes_on_where_it_stopped(recipe, base, 
     assert not torch.equal(m.module(x), plain.module(x)) and torch.equal(m.module(x), over.module(x))
     kept = state_of(m.module)
     assert all(torch.equal(kept[name], tensor) for name, tensor in state_of(plain.module).items())
+
+
+def test_an_unfinished_run_of_adapters_is_used_with_a_word(recipe, base, tmp_path, capsys):
+    """Over its base, by its own name and by a name in an engine alike; without a checkpoint there is nothing to use."""
+    run = pretrain(recipe, tmp_path / "run")
+    wanted = load_model(base, adapter=run).adapter.weights
+    unfinished = run.rename(tmp_path / "run.incomplete")
+    manifest = json.loads((unfinished / "manifest.json").read_text())
+    (unfinished / "manifest.json").write_text(json.dumps({**manifest, "status": "unfinished", "content_hash": ""}))
+    capsys.readouterr()
+    assert load_model(base, adapter=run).adapter.weights == wanted
+    said = f"{unfinished} is an unfinished run: its last checkpoint so far, step_{recipe.train.steps:06d}, is used"
+    assert said in capsys.readouterr().err
+    pool = Engine(load_model(base), adapters={"a": run}).adapters
+    assert pool is not None and pool.held == ["a"]
+    shutil.rmtree(unfinished / "checkpoints")
+    for use in (lambda: load_model(base, adapter=run), lambda: Engine(load_model(base), adapters={"a": run})):
+        with pytest.raises(ArtifactError, match=r"run is unfinished .* and has no checkpoint yet"):
+            use()
 
 
 def test_precision_of_the_frozen_base(recipe):
@@ -159,7 +181,7 @@ def test_adapters_of_upper_layers(adapter, recipe, base, tmp_path):
 
 @pytest.mark.parametrize("kept", ["int8", "nf4"])
 def test_peft_directories_remember_a_packed_base(kept, recipe, base, tmp_path, capsys):
-    """What is read again computes what the run does; served by name, over floats, there is a warning."""
+    """What is read again computes what the run does; served by name, too, as is said."""
     run = pretrain(replace(recipe, adapter=LoRA(rank=2, base=kept)), tmp_path / "run")
     assert main(["export", str(run), "--out", str(tmp_path / "adapter")]) == 0
     assert f"it was trained over weights in {kept}" in capsys.readouterr().err
@@ -172,7 +194,7 @@ def test_peft_directories_remember_a_packed_base(kept, recipe, base, tmp_path, c
     with pytest.raises(UnsupportedError, match="a merge into quantised weights"):
         merged(again)
     Engine(load_model(base), adapters={"a": tmp_path / "adapter"})
-    assert f"the adapter a was trained over weights in {kept}, and is served by name" in capsys.readouterr().err
+    assert f"all adapters were trained over weights in {kept}, so run is kept in {kept} once" in capsys.readouterr().err
 
 
 def test_adapters_are_exported_in_a_given_precision(recipe, tmp_path):
@@ -183,9 +205,15 @@ def test_adapters_are_exported_in_a_given_precision(recipe, tmp_path):
             assert {str(held.get_tensor(name).dtype) for name in held.keys()} == {f"torch.{dtype}"}  # noqa: SIM118
 
 
+def test_how_scores_of_an_exported_reward_model_differ_is_said(capsys):
+    for offset, said in ((-0.25, "those of luban score on rm plus -0.25"), (0.0, "")):
+        say_offset(SimpleNamespace(name="rm", manifest=SimpleNamespace(figures={"score_offset": offset})))  # type: ignore[arg-type]
+        assert said in (text := capsys.readouterr().err) and bool(text) == bool(said)
+
+
 def test_modules_beside_a_prompt_are_not_lost_in_an_export(recipe, tmp_path):
     run = pretrain(replace(recipe, adapter=PromptTuning(length=2, modules_to_save=("norm",))), tmp_path / "run")
-    with pytest.raises(UnsupportedError, match="PEFT saves no modules beside prompts, and norm was trained"):
+    with pytest.raises(UnsupportedError, match="PEFT saves no modules but a head beside prompts, and norm was trained"):
         export_adapter(load_model(run), tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 

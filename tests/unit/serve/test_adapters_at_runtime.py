@@ -1,0 +1,301 @@
+"""Adapters that come and go while an engine, or a server, runs: each request gets what its adapter gives alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from adapted_models import GREEDY, SPEC, alone, prompts, write_adapted, write_adapter
+from tiny_models import write_checkpoint
+
+from luban import Engine, Sampling, load_model
+from luban.adapters.bank import reserve_stacks
+from luban.adapters.lora import LoRA
+from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
+from luban.load.adapted import BASE
+from luban.models.build import state_of
+from luban.serve import adapters
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """A model and three adapters for it."""
+    return write_adapted(tmp_path_factory.mktemp("served"))
+
+
+def begun(engine, text, name, tokens=GREEDY.max_tokens):
+    """A request with the adapter, of which the engine has made a first token."""
+    request = engine.request(text, Sampling(max_tokens=tokens, temperature=0, ignore_eos=True))
+    engine.use_adapter(request, name)
+    engine.submit(request)
+    while not request.result.token_ids:
+        engine.step()
+    return request
+
+
+def finished(engine, request):
+    while engine.step():
+        pass
+    assert request.error is None
+    return request.result.token_ids
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_they_come_and_go_between_steps(served, invariant):
+    """An engine that began without any. What runs keeps its adapter, or none, whatever comes and goes, also where the name gets
+    another adapter; what is removed leaves the memory with its last request."""
+    base, made = served
+    engine, texts = Engine(load_model(base), more_adapters=True, batch_invariant=invariant), prompts(4)
+    pool = engine.adapters
+    assert pool is not None and pool.names == ()
+    plain = begun(engine, texts[0], "")
+    pool.add("x", made["a"])
+    first = begun(engine, texts[1], "x")
+    pool.add("y", made["b"])
+    second = begun(engine, texts[2], "y")
+    pool.remove("x")
+    assert pool.names == ("y",)
+    with pytest.raises(DataError, match="there is no adapter 'x'"):
+        engine.generate(texts[0], GREEDY, adapters="x")
+    pool.add("x", made["b"])
+    again = begun(engine, texts[1], "x")
+    assert len(pool.held) == 3
+    finished(engine, plain)
+    for request, adapter, text in ((plain, None, 0), (first, "a", 1), (second, "b", 2), (again, "b", 1)):
+        assert finished(engine, request) == alone(base, made.get(adapter), texts[text]), adapter
+    assert sorted(pool.held) == ["x (2)", "y"]
+    for name in ("x", "y"):
+        pool.remove(name)
+    engine.step()
+    assert not pool.held and not [name for name, _ in engine.model.module.named_modules() if "adapters" in name]
+    assert engine.generate(texts[3], GREEDY)[0].token_ids == alone(base, None, texts[3])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_random_comings_and_goings(served, ahead):
+    """With fewer places in memory than adapters, some of which wait for one; also where a forward is submitted before the tokens of
+    the last one are known."""
+    base, made = served
+    rng, texts = random.Random(), prompts(5)
+    wanted = {(name, at): alone(base, made.get(name), text) for name in ("", *made) for at, text in enumerate(texts)}
+    engine = Engine(load_model(base), adapters={"n0": made["a"]}, more_adapters=True, max_adapters=2, max_batch=3)
+    engine.batch.runs_ahead = ahead
+    pool, kinds, requests = engine.adapters, {"": "", "n0": "a"}, []
+    assert pool is not None
+    for _ in range(60):
+        what = rng.random()
+        if what < 0.2 and (name := f"n{rng.randrange(4)}") not in kinds:
+            kinds[name] = rng.choice(list(made))
+            pool.add(name, made[kinds[name]])
+        elif what < 0.35 and len(kinds) > 1:
+            pool.remove(name := rng.choice([each for each in kinds if each]))
+            del kinds[name]
+        elif what < 0.7:
+            name, at = rng.choice(list(kinds)), rng.randrange(len(texts))
+            request = engine.request(texts[at], GREEDY)
+            engine.use_adapter(request, name)
+            engine.submit(request)
+            requests.append((request, kinds[name], at))
+        else:
+            engine.step()
+            assert len(pool.held) <= 2
+    while engine.step():
+        pass
+    for request, kind, at in requests:
+        assert request.error is None and request.result.token_ids == wanted[kind, at], (kind, at)
+    assert set(pool.held) <= {pool.require(name) for name in kinds if name}
+
+
+def test_what_can_not_be_served_is_refused_and_changes_nothing(served, tmp_path, monkeypatch):
+    base, made = served
+    engine, (text,) = Engine(load_model(base), adapters={"a": made["a"]}, more_adapters=True), prompts(1)
+    pool = engine.adapters
+    assert pool is not None
+    other = write_checkpoint(tmp_path / "other", SPEC, seed=5)
+    foreign = write_adapter(other, LoRA(rank=2), tmp_path / "foreign")
+    whole = write_adapter(base, LoRA(rank=2, targets=("q", "lm_head")), tmp_path / "head")
+    for name, path, kind, said in (
+        ("f", foreign, LineageError, "trained over a model with weights_hash"),
+        ("w", whole, UnsupportedError, "changes more than the layers' projections"),
+        ("n", tmp_path / "nothere", ArtifactError, "does not exist"),
+        ("m", base, ArtifactError, "holds no adapter"),
+        ("a", made["b"], DataError, "there is an adapter 'a' already"),
+        (engine.model.name, made["b"], DataError, "a name of its own"),
+        ("", made["b"], DataError, "a name of its own"),
+    ):
+        with pytest.raises(kind, match=said):
+            pool.add(name, path)
+    with pytest.raises(DataError, match="there is no adapter 'n'"):
+        pool.remove("n")
+    with pytest.raises(LineageError):  # what has the name stays, where what is to replace it can't
+        pool.add("a", foreign, replace=True)
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapters, "add_to_banks", no_memory)
+        with pytest.raises(UnsupportedError, match="there is no memory left for the adapter b"):
+            pool.add("b", made["b"])
+    assert pool.names == ("a",) and pool.held == ["a"]
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
+    with pytest.raises(UsageError, match="made without more_adapters"):
+        Engine(load_model(base), adapters=made).adapters.add("b", made["b"])
+    with pytest.raises(UsageError, match="has an adapter already"):
+        Engine(load_model(base, adapter=made["a"]), more_adapters=True)
+
+
+def test_an_adapter_in_the_place_of_another(served):
+    base, made = served
+    engine, (text,) = Engine(load_model(base), adapters={"a": made["a"]}, more_adapters=True), prompts(1)
+    old = begun(engine, text, "a")
+    engine.adapters.add("a", made["c"], replace=True)
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["c"], text)
+    assert finished(engine, old) == alone(base, made["a"], text) and engine.adapters.held == ["a (2)"]
+
+
+def test_a_name_may_hold_a_dot_and_what_is_held_is_no_part_of_the_base(served, tmp_path):
+    """Of a kind that is in no stack: a base whose hash is asked for afterwards is still the one without adapters."""
+    base, made = served
+    loose = shutil.copytree(made["c"], tmp_path / "loose")
+    (loose / BASE).unlink()
+    m, (text,) = load_model(base), prompts(1)
+    before = state_of(m.module).keys()
+    engine = Engine(m, adapters={"v1.5": loose, "a": made["a"]})
+    assert state_of(m.module).keys() == before
+    for name, folder in (("v1.5", loose), ("a", made["a"])):
+        assert engine.generate(text, GREEDY, adapters=name)[0].token_ids == alone(base, folder, text)
+
+
+def test_stacks_that_are_kept_for_later_change_nothing(served):
+    base, made = served
+    engine, (text,) = Engine(load_model(base), more_adapters=True), prompts(1)
+    reserve_stacks(engine.model.module, engine.adapters.selection)
+    assert engine.generate(text, GREEDY)[0].token_ids == alone(base, None, text)
+    engine.adapters.add("a", made["a"])
+    assert engine.generate(text, GREEDY, adapters="a")[0].token_ids == alone(base, made["a"], text)
+
+
+# The routes -----------------------------------------------------------------------------------------------
+
+KEY = {"Authorization": "Bearer k"}
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+
+
+@pytest.fixture
+def serving():
+    """`serving(engine, **options)`: a client with the key of a server of it."""
+    testing = pytest.importorskip("fastapi.testclient", reason="the HTTP interface (extra serve)")
+    from luban.serve.api.app import ServerOptions, create_app
+
+    def start(engine, **options):
+        app = create_app(engine, ServerOptions(api_key="k", **{"more_adapters": True, **options}))
+        return testing.TestClient(app, base_url="http://localhost", headers=KEY, raise_server_exceptions=False)
+
+    return start
+
+
+def test_routes_are_there_where_they_are_asked_for_alone(served, serving):
+    base, made = served
+    body = {"lora_name": "x", "lora_path": str(made["a"])}
+    with serving(Engine(load_model(base), adapters=made), more_adapters=False) as client:
+        assert client.post(LOAD, json=body).status_code == client.post(UNLOAD, json=body).status_code == 404
+        assert LOAD not in client.get("/openapi.json").json()["paths"]
+    with serving(Engine(load_model(base), more_adapters=True)) as client:
+        for path in (LOAD, UNLOAD):
+            assert client.post(path, json=body, headers={"Authorization": "Bearer other"}).status_code == 401
+            described = client.get("/openapi.json").json()["paths"][path]["post"]
+            assert described["requestBody"]["required"]
+            assert "text/plain" in described["responses"]["200"]["content"]
+
+
+def test_an_adapter_comes_answers_and_goes_over_http(served, serving):
+    base, made = served
+    engine, (text,) = Engine(load_model(base), more_adapters=True), prompts(1)
+    asked = {"prompt": text, "model": "x", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with serving(engine) as client:
+        assert client.post("/v1/completions", json=asked).status_code == 404
+        for name in ("a", "c"):
+            answer = client.post(LOAD, json={"lora_name": "x", "lora_path": str(made[name])})
+            assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'x' added successfully.")
+            listed = client.get("/v1/models").json()["data"]
+            assert [each["id"] for each in listed] == [engine.model.name, "x"] and listed[1][
+                "parent"
+            ] == engine.model.name
+            wanted = Engine(load_model(base, adapter=made[name])).generate(text, GREEDY)[0].text
+            assert client.post("/v1/completions", json=asked).json()["choices"][0]["text"] == wanted
+            answer = client.post(UNLOAD, json={"lora_name": "x", "lora_int_id": None})
+            assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'x' removed successfully.")
+            assert client.post("/v1/completions", json=asked).status_code == 404
+        assert client.post(LOAD, json={"lora_name": "x", "lora_path": str(made["a"])}).status_code == 200
+        again = {"lora_name": "x", "lora_path": str(made["b"])}
+        assert client.post(LOAD, json=again).status_code == 400
+        assert client.post(LOAD, json={**again, "load_inplace": True}).status_code == 200
+        wanted = Engine(load_model(base, adapter=made["b"])).generate(text, GREEDY)[0].text
+        assert client.post("/v1/completions", json=asked).json()["choices"][0]["text"] == wanted
+
+
+def test_an_answer_in_flight_ends_with_its_adapter(served, serving):
+    """The removal comes between two of its tokens, and the name is refused from then on."""
+    base, made = served
+    engine, (text,) = Engine(load_model(base), adapters={"x": made["a"]}, more_adapters=True), prompts(1)
+    go, step, answers = threading.Event(), engine.step, []
+
+    def two_steps_then_wait():
+        steps.append(1)
+        if len(steps) == 3:
+            reached.set()
+        if len(steps) > 2 and not removing.is_set():
+            go.wait(30)
+        return step()
+
+    steps, reached, removing = [], threading.Event(), threading.Event()
+    engine.step = two_steps_then_wait
+    with serving(engine) as client:
+        body = {"prompt": text, "model": "x", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+        asking = threading.Thread(target=lambda: answers.append(client.post("/v1/completions", json=body)))
+        asking.start()
+        assert reached.wait(30)
+        removal = threading.Thread(target=lambda: answers.append(client.post(UNLOAD, json={"lora_name": "x"})))
+        removal.start()
+        while not client.app.state.service.worker.calls_waiting:
+            time.sleep(0.002)
+        removing.set()
+        go.set()
+        removal.join()
+        asking.join()
+        assert client.post("/v1/completions", json=body).status_code == 404
+    first, second = sorted(answers, key=lambda answer: "choices" not in answer.text)
+    assert second.status_code == 200 and first.status_code == 200
+    wanted = Engine(load_model(base, adapter=made["a"])).generate(text, GREEDY)[0].text
+    assert first.json()["choices"][0]["text"] == wanted and not engine.adapters.held
+
+
+def test_what_is_wrong_with_a_body_or_an_adapter_is_said(served, serving, tmp_path):
+    base, made = served
+    other = write_adapter(write_checkpoint(tmp_path / "other", SPEC, seed=6), LoRA(rank=2), tmp_path / "foreign")
+    with serving(Engine(load_model(base), more_adapters=True)) as client:
+        for path, body, status, said in (
+            (LOAD, {"lora_name": "x"}, 400, "lora_path: Field required"),
+            (LOAD, {"lora_name": "", "lora_path": "x"}, 400, "lora_name: "),
+            (LOAD, {"lora_name": "x", "lora_path": "x", "rank": 1}, 400, "rank: "),
+            (LOAD, {"lora_name": "x", "lora_path": str(tmp_path / "no")}, 400, "no does not exist"),
+            (LOAD, {"lora_name": "x", "lora_path": str(other)}, 400, "trained over a model with weights_hash"),
+            (LOAD, {"lora_name": "x", "lora_path": "a\0b"}, 400, "does not exist"),
+            (LOAD, {"lora_name": "x", "lora_path": "/"}, 400, "/ holds no adapter"),
+            (LOAD, {"lora_name": "x", "lora_path": "n" * 5000}, 400, "can't be read: File name too long"),
+            (LOAD, {"lora_name": "\ud800", "lora_path": "x"}, 400, "lora_name: "),
+            (UNLOAD, {"lora_name": "x"}, 404, "there is no adapter 'x'"),
+            (UNLOAD, {}, 400, "lora_name: Field required"),
+        ):
+            answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+            assert answer.status_code == status and said in answer.json()["error"]["message"], (body, answer.text)
+        assert len(client.get("/v1/models").json()["data"]) == 1
+        client.app.state.service.draining = True
+        assert client.post(LOAD, json={"lora_name": "x", "lora_path": str(made["a"])}).status_code == 503
