@@ -28,6 +28,7 @@ HEADLINES = {  # artifact kind → figures worth a line in its box, the first th
     "shards": (("tokens", "{:,} tokens"),),
     "run": (
         ("accuracy", "accuracy {:.1%}"),
+        ("heldout_accuracy", "held-out accuracy {:.1%}"),
         ("heldout_reward", "held-out reward {:.3f}"),
         ("heldout_loss", "held-out loss {:.3f}"),
         ("bits_per_byte", "{:.3f} bits per byte"),

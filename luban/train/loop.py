@@ -263,7 +263,7 @@ class Loop:
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
-        told = self.recipe.objective.told({"loss": result.loss, **result.metrics})
+        told = self.recipe.objective.told({"loss": result.loss, **result.metrics, **at.scores})
         bar.advance(1, f"{told}  {count(float(rate))} tokens/s")
         step = self.synchronized
         if not ends and step % train.log_every and step != 1 and step != self.count.total(step):

@@ -31,7 +31,7 @@ from luban.models.spec import spec_to_dict
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.engine import TrainEngine
+from luban.parallel.engine import HeldOut, TrainEngine
 from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
@@ -100,8 +100,8 @@ class Reference(NamedTuple):
 
     curve: list[tuple[float, float]]
     state: dict[str, dict[str, torch.Tensor]]
-    heldout: tuple[float, int]
-    uneven: tuple[float, int]  # of a number of rows that nothing divides
+    heldout: HeldOut
+    uneven: HeldOut  # of a number of rows that nothing divides
 
 
 def heldout(name: str, rows: int) -> Batch:
@@ -156,8 +156,11 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     state = engines[1].state_dict()
     errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
     for what, rows in (("heldout", ROWS), ("uneven", ROWS - 1)):
-        (total, targets), (wanted, wanted_targets) = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
-        errors[what] = abs(total / wanted - 1) + (targets != wanted_targets)
+        measured, wanted = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
+        errors[what] = abs(measured.loss / wanted.loss - 1) + (measured.targets != wanted.targets)
+        assert measured.metrics.keys() == wanted.metrics.keys()
+        for metric, counted in wanted.metrics.items():
+            assert measured.metrics[metric] == pytest.approx(counted, rel=1e-4), metric
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
         errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
