@@ -111,7 +111,7 @@ def heldout(engine: TrainEngine, text: np.ndarray, size: Size) -> float:
     starts = np.linspace(0, len(text) - size.tokens - 1, size.windows).astype(np.int64)
     total, count = 0.0, 0
     for part in np.array_split(starts, max(len(starts) // size.batch, 1)):
-        loss, targets = engine.evaluate(rows(text, part, size.tokens))
+        loss, targets, _ = engine.evaluate(rows(text, part, size.tokens))
         total, count = total + loss, count + targets
     return total / count / math.log(2)
 

@@ -49,6 +49,11 @@ def measure(protocol: Protocol, device: str, out: str) -> dict:
     return row
 
 
+def threads_of(jobs: int) -> int:
+    """Of each of so many jobs: as many as OMP_NUM_THREADS says, else the processors divided among them."""
+    return int(os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // jobs, 1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
@@ -64,7 +69,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trained at once")
     parser.add_argument("--out", default="", help="folder for results and trainings")
     args = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = threads_of(args.jobs)
     base = Protocol(seeds=args.seeds, batch=args.batch, seconds=args.seconds, **(SHORT if args.short else {}))
     base = base if args.steps is None else replace(base, steps=args.steps)
     print(

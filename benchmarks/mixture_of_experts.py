@@ -125,7 +125,7 @@ def heldout(engine: TrainEngine, text: np.ndarray, setting: Setting) -> float:
     starts = np.linspace(0, len(text) - setting.tokens - 1, setting.windows).astype(np.int64)
     total, count = 0.0, 0
     for part in np.array_split(starts, max(len(starts) // setting.batch, 1)):
-        loss, targets = engine.evaluate(rows(text, part, setting.tokens))
+        loss, targets, _ = engine.evaluate(rows(text, part, setting.tokens))
         total, count = total + loss, count + targets
     return total / count / float(np.log(2))
 

@@ -1,13 +1,16 @@
 """Block-sparse layouts beside dense attention on images of paths, 1,024 and 4,096 pixels a row: accuracy and time.
 
-    python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 4000       # one GPU, minutes
-    python benchmarks/pathfinder.py --side 32 --steps 10 --width 16 --layers 1 --batch 8 --heldout 50     # a CPU: shows that it runs
+    python benchmarks/pathfinder.py --device cuda --side 32 64 --steps 12000 --batch 64 --images 64000   # one GPU
+    python benchmarks/pathfinder.py --side 16 --levels 2:0 --only dense --width 64 --layers 2 --images 6400 --steps 600 --heldout 500   # a CPU
 
 Images in the manner of Pathfinder (Linsley et al. 2018) and Path-X (Tay et al. 2021), drawn here: two dashed smooth curves and shorter ones as
-distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart); everything else about both
-classes is alike. An image is a row of side² pixels of 16 grey levels; an encoder with learned positions reads it, its mean state gives the class.
+distractors, two discs. The discs are the ends of one curve (class joined) or ends of two (apart), equally far from each other; everything
+else about both classes is alike. Images become harder: the steps are divided equally among --levels, and each begins with what the one before
+has learned. An image is a row of side² pixels of 16 grey levels; an encoder reads it, its mean state gives the class. Row and column of a
+pixel are its positions (two-dimensional RoPE).
 Layouts: dense; local blocks; local blocks with strided ones; global, local and random blocks (BigBird). Every layout
-trains on the same images; prints accuracy on held-out ones, its standard error, milliseconds a step and the share of blocks that are computed.
+trains on the same images; prints accuracy on held-out ones, its standard error, that on images that were trained on, milliseconds a step and
+the share of blocks that are computed.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,19 +40,45 @@ from luban.models.spec import ModelSpec, uniform
 from luban.nn.feedforward.plain import GELU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.layout import GlobalRandom, Layout, Local, Strided
-from luban.nn.position.learned import Learned
+from luban.nn.position.two_dimensional import Rope2D
 from luban.objectives.labelled import Labelled
 from luban.optim.adamw import AdamW
+from luban.parallel.engine import TrainEngine
 
-LEVELS, LABELS = 16, ("apart", "joined")
+GREYS, LABELS = 16, ("apart", "joined")
 HELD_ROWS = 50  # held-out images of a batch
-DISTRACTORS, DASHES = 3, 6  # short curves an image; dashes of a long one
+TRIES, DRAWN_ANEW = 120, 200  # curves drawn for an image until all have a place; times that an image is begun
+NEAR = 0.1  # relative difference of distances that count as equal
+
+
+class Level(NamedTuple):
+    """How hard images are."""
+
+    dashes: int = 6  # of a long curve
+    distractors: int = 3  # short curves, fewer where no place is found for them
+
+
+LEVELS = [Level(2, 0), Level(3, 1), Level(4, 2), Level(6, 3)]
+UNTIMED, MEAN_OF = 5, 50  # steps before the clock runs; steps that a loss is the mean of
+
+
+class Images(NamedTuple):
+    """Batches of one level."""
+
+    train: list[LabelledBatch]
+    held: list[LabelledBatch]
+
+
+def sizes(side: int) -> tuple[float, float, float]:
+    """(length of a dash, gap behind it, radius of a disc) in pixels."""
+    dash = max(side / 16, 1.6)
+    return dash, 0.6 * dash, max(side / 24, 1.0)
 
 
 def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray] | None:
     """Dashes of a smooth curve, each (points, 2) in pixels; None where it leaves the image or crosses itself."""
-    dash = max(side / 16, 1.6)
-    gap, place = dash * 0.6, draw.uniform(0.1, 0.9, 2) * side
+    dash, gap, _ = sizes(side)
+    place = draw.uniform(0.1, 0.9, 2) * side
     inwards = math.atan2(side / 2 - place[1], side / 2 - place[0])
     angle, bend, found = inwards + draw.normal(0, 0.6), 0.0, list[np.ndarray]()
     for _ in range(dashes):
@@ -64,48 +95,68 @@ def curve(draw: np.random.Generator, side: int, dashes: int) -> list[np.ndarray]
     return found
 
 
-def image(draw: np.random.Generator, side: int, joined: bool) -> np.ndarray:
-    """(side, side) uint8 below LEVELS."""
-    canvas, long = np.zeros((side, side)), list[list[np.ndarray]]()
-    taken = np.zeros((0, 2))
-    wanted = [DASHES, DASHES, *([DASHES // 2] * DISTRACTORS)]
-    tries = 0
-    while wanted and tries < 2000:
-        tries += 1
-        found = curve(draw, side, wanted[0])
-        points = None if found is None else np.concatenate(found)
-        if points is None or (len(taken) and np.abs(points[:, None] - taken[None]).sum(-1).min() < 3):
+def image(draw: np.random.Generator, side: int, joined: bool, level: Level) -> np.ndarray:
+    """(side, side) uint8 below GREYS. Of the pairs of ends of one curve and of two, the discs stand at such that are as far apart, so
+    that the distance says nothing about the class."""
+    for _ in range(DRAWN_ANEW):
+        curves = _curves(draw, side, level)
+        if curves is None:
             continue
-        assert found is not None
-        long.append(found)
+        ends = [(path[0][0], path[-1][-1]) for path in curves[:2]]
+        same, other = list(ends), list(product(*ends))
+        near = [
+            pair
+            for pair in product(same, other)
+            if abs(math.dist(*pair[0]) - math.dist(*pair[1])) <= NEAR * math.dist(*pair[0])
+        ]
+        if near:
+            break
+    else:
+        raise SystemExit(f"{side}² pixels have no place for curves of {level.dashes} dashes: use others (--levels)")
+    canvas = np.zeros((side, side))
+    places = np.rint(np.concatenate([dash for path in curves for dash in path])).astype(int)
+    canvas[places[:, 1], places[:, 0]] = 0.7
+    ys, xs = np.mgrid[:side, :side]
+    radius = sizes(side)[2]
+    for x, y in near[draw.integers(len(near))][0 if joined else 1]:
+        canvas[(xs - x) ** 2 + (ys - y) ** 2 <= radius**2] = 1.0
+    return np.rint(canvas * (GREYS - 1)).astype(np.uint8)
+
+
+def _curves(draw: np.random.Generator, side: int, level: Level) -> list[list[np.ndarray]] | None:
+    """The two long curves, and the distractors that found a place; None where no place was found for both. Pixels of two curves are
+    farther apart than neighbouring dashes of one, discs included."""
+    apart = sum(sizes(side)[1:]) + 2
+    found, taken = list[list[np.ndarray]](), np.zeros((0, 2))
+    wanted = [level.dashes, level.dashes, *([max(level.dashes // 2, 1)] * level.distractors)]
+    for _ in range(TRIES):
+        if not wanted:
+            break
+        path = curve(draw, side, wanted[0])
+        points = None if path is None else np.concatenate(path)
+        if points is None or (len(taken) and np.abs(points[:, None] - taken[None]).max(-1).min() < apart):
+            continue
+        assert path is not None
+        found.append(path)
         taken = np.concatenate([taken, points])
         wanted.pop(0)
-    if len(long) < 2:  # no place was found for both: draw anew
-        return image(draw, side, joined)
-    places = np.rint(taken).astype(int)
-    canvas[places[:, 1], places[:, 0]] = 0.7
-    ends = [[path[0][0], path[-1][-1]] for path in long[:2]]
-    first, second = int(draw.integers(2)), int(draw.integers(2))
-    discs = ends[first] if joined else [ends[0][first], ends[1][second]]
-    ys, xs = np.mgrid[:side, :side]
-    for x, y in discs:
-        canvas[(xs - x) ** 2 + (ys - y) ** 2 <= max(side / 24, 1.0) ** 2] = 1.0
-    return np.rint(canvas * (LEVELS - 1)).astype(np.uint8)
+    return found if len(found) >= 2 else None
 
 
-def batch_of(seed: int, side: int, rows: int) -> LabelledBatch:
+def batch_of(seed: int, side: int, rows: int, level: Level) -> LabelledBatch:
     """Images as rows of pixels; T = side²."""
     draw = np.random.default_rng([seed, side])
     labels = draw.integers(2, size=rows)
-    tokens = np.stack([image(draw, side, bool(label)).reshape(-1) for label in labels]).astype(np.int64)
-    along, last = np.broadcast_to(np.arange(side**2), tokens.shape), np.zeros(tokens.shape, dtype=bool)
+    tokens = np.stack([image(draw, side, bool(label), level).reshape(-1) for label in labels]).astype(np.int64)
+    places = np.indices((side, side), dtype=np.int32).reshape(1, 2, -1)
+    last = np.zeros(tokens.shape, dtype=bool)
     last[:, -1] = True
     return LabelledBatch(
         tokens=tokens,
         targets=tokens,
         loss_mask=last,
         documents=np.zeros(tokens.shape, dtype=np.int32),
-        positions=along.astype(np.int32),
+        positions=places.repeat(rows, 0),
         follows=~last,
         labels=labels,
         weights=np.zeros(rows, dtype=np.float32),
@@ -126,11 +177,11 @@ def layouts(side: int) -> dict[str, Layout | None]:
 def spec_of(side: int, width: int, layers: int, layout: Layout | None) -> ModelSpec:
     """An encoder with two classes."""
     return uniform(
-        vocab_size=LEVELS,
+        vocab_size=GREYS,
         width=width,
         layers=layers,
         context=side**2,
-        position=Learned(),
+        position=Rope2D(base=float(side)),
         mixer=Grouped(heads=4, kv_heads=4, layout=layout),
         feedforward=GELU(width=4 * width),
         body=EncoderBody(),
@@ -138,29 +189,68 @@ def spec_of(side: int, width: int, layers: int, layout: Layout | None) -> ModelS
     )
 
 
-def run(
-    given: argparse.Namespace, side: int, name: str, images: list[LabelledBatch], held: list[LabelledBatch]
-) -> dict:
-    """One layout: accuracy and time of a step."""
+def accuracy(engine: TrainEngine, batches: Sequence[LabelledBatch]) -> tuple[float, int]:
+    """(share of images whose class is found, images)."""
+    device, right = engine.device, []
+    for batch in batches:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            tokens, positions = (torch.from_numpy(each).to(device) for each in (batch.tokens, batch.positions))
+            logits = engine.model(tokens, positions=positions)
+        right += (logits.argmax(-1).cpu().numpy() == batch.labels).tolist()
+    return statistics.mean(map(float, right)), len(right)
+
+
+def run(given: argparse.Namespace, side: int, name: str, images: dict[Level, Images]) -> dict[str, Any]:
+    """One layout: its accuracy on the last level's images, on those that it was trained on, and time of a step."""
     layout = layouts(side)[name]
     spec = spec_of(side, given.width, given.layers, layout)
     engine = make_engine(spec, AdamW(lr=given.lr), device=given.device, seed=0, objective=Labelled(labels=LABELS))
-    began, seconds = clock(given.device), 0.0
-    for step in range(given.steps):
-        engine.step(images[step % len(images)], min((step + 1) / max(given.steps // 10, 1), 1.0))
-        if step == 4:
-            began = clock(given.device)
-    seconds = (clock(given.device) - began) / max(given.steps - 5, 1)
-    right = []
-    device = torch.device(given.device)
-    for batch in held:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = engine.model(torch.from_numpy(batch.tokens).to(device))
-        right += (logits.argmax(-1).cpu().numpy() == batch.labels).tolist()
+    step, seconds, timed, share, count, seen = 0, 0.0, 0, 0.0, 1, 0.0
+    for number, (level, of_level) in enumerate(images.items(), 1):
+        losses, began = [], clock(given.device)
+        while step < given.steps * number // len(images):
+            if step == UNTIMED:
+                seconds, timed, began = 0.0, step, clock(given.device)
+            result = engine.step(
+                of_level.train[step % len(of_level.train)], min((step + 1) / max(given.warmup, 1), 1.0)
+            )
+            losses.append(result.loss)
+            step += 1
+        seconds += clock(given.device) - began
+        share, count = accuracy(engine, of_level.held)
+        seen, _ = accuracy(engine, of_level.train[: len(of_level.held)])
+        print(
+            f"{name}, {step} steps, {level.dashes} dashes, {level.distractors} distractors: loss "
+            f"{statistics.mean(losses[-MEAN_OF:]):.3f}, accuracy {share:.1%}, of images that were trained on {seen:.1%}",
+            flush=True,
+        )
     density = 1.0 if layout is None else layout.density(side**2, heads=4, causal=False)
-    share = statistics.mean(map(float, right))
-    error = (share * (1 - share) / len(right)) ** 0.5
-    return {"side": side, "layout": name, "accuracy": share, "error": error, "ms": 1e3 * seconds, "density": density}
+    error = (share * (1 - share) / count) ** 0.5
+    ms = 1e3 * seconds / max(step - timed, 1)
+    return {"side": side, "layout": name, "accuracy": share, "error": error, "seen": seen, "ms": ms, "density": density}
+
+
+def level_of(text: str) -> Level:
+    """DASHES:DISTRACTORS."""
+    dashes, distractors = map(int, text.split(":"))
+    if dashes < 1 or distractors < 0:
+        raise ValueError(text)
+    return Level(dashes, distractors)
+
+
+def drawn(given: argparse.Namespace, pool: ProcessPoolExecutor, side: int) -> dict[Level, Images]:
+    """The images of every level: at most --images to train on, fewer where fewer are shown."""
+    found, steps = {}, -(-given.steps // len(given.levels))
+    for number, level in enumerate(given.levels):
+
+        def batches(first: int, count: int, rows: int, level: Level = level) -> list[LabelledBatch]:
+            of = partial(batch_of, side=side, rows=rows, level=level)
+            return list(pool.map(of, range(first, first + count), chunksize=8))
+
+        begin = 2 * number * 10**6
+        train = batches(begin, min(given.images // given.batch, max(steps, 1)), given.batch)
+        found[level] = Images(train, batches(begin + 10**6, given.heldout // HELD_ROWS, HELD_ROWS))
+    return found
 
 
 def main() -> None:
@@ -168,10 +258,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", type=int, nargs="*", default=[32, 64])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4000, help="of all levels together")
+    parser.add_argument("--warmup", type=int, default=200, help="steps in which the rate rises")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", type=int, default=20_000, help="training images; drawn once, shown again")
-    parser.add_argument("--heldout", type=int, default=1000)
+    parser.add_argument(
+        "--images", type=int, default=20_000, help="training images of a level; drawn once, shown again"
+    )
+    parser.add_argument(
+        "--levels", type=level_of, nargs="+", default=LEVELS, help="DASHES:DISTRACTORS, one after the other"
+    )
+    parser.add_argument("--heldout", type=int, default=1000, help="images of a level")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -181,22 +277,21 @@ def main() -> None:
     given, found = parser.parse_args(), list[dict[str, Any]]()
     if given.heldout < HELD_ROWS or given.images < given.batch:
         parser.error(f"--heldout must be at least {HELD_ROWS} and --images at least --batch")
+    given.levels = list(dict.fromkeys(given.levels))
     for side in given.side:
         began = time.perf_counter()
-        count = min(given.images // given.batch, given.steps)
         with ProcessPoolExecutor(given.workers) as pool:
-            images = list(pool.map(partial(batch_of, side=side, rows=given.batch), range(count), chunksize=8))
-            held = list(
-                pool.map(partial(batch_of, side=side, rows=HELD_ROWS), range(10**6, 10**6 + given.heldout // HELD_ROWS))
-            )
-        print(f"{count * given.batch:,} images of {side}² in {time.perf_counter() - began:.0f} s", flush=True)
+            images = drawn(given, pool, side)
+        count = sum(len(each.train) for each in images.values()) * given.batch
+        print(f"{count:,} images of {side}² in {time.perf_counter() - began:.0f} s", flush=True)
         for name in given.only or layouts(side):
-            found.append(run(given, side, name, images, held))
+            found.append(run(given, side, name, images))
             print(json.dumps(found[-1]), flush=True)
-    print("| pixels | layout | blocks computed | accuracy | ms a step |\n|-|-|-|-|-|")
+    print("| pixels | layout | blocks computed | accuracy | trained on | ms a step |\n|-|-|-|-|-|-|")
     for row in found:
         print(
-            f"| {row['side'] ** 2:,} | {row['layout']} | {row['density']:.0%} | {row['accuracy']:.1%} ± {row['error']:.1%} | {row['ms']:.1f} |"
+            f"| {row['side'] ** 2:,} | {row['layout']} | {row['density']:.0%} | {row['accuracy']:.1%} ± {row['error']:.1%} | "
+            f"{row['seen']:.1%} | {row['ms']:.1f} |"
         )
     if given.out:
         given.out.write_text(json.dumps(found, indent=1))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from chomsky import threads_of
 from torch import Tensor, nn
 
 from luban import build_model
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="controls trained at once")
     args = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = threads_of(args.jobs)
     print(
         f"torch {torch.__version__}, {args.device}, {threads} threads each; accuracy at lengths {FIRST_TEST}–{LAST_TEST} in %"
     )

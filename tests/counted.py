@@ -32,3 +32,13 @@ class Kernels(TorchDispatchMode):
         if namespace == "luban":
             self.calls[name] += 1
         return function(*args, **(kwargs or {}))
+
+
+class HostTensors(TorchDispatchMode):
+    """Counts the tensors that are made of Python's numbers inside of it: on a GPU the host would wait for each of them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))

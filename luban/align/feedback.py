@@ -1,8 +1,9 @@
 """Forms of feedback (scores, rankings, critiques with revisions) as data for each of its uses (Fernandes et al. 2023).
 
 Rows are of one of two forms: `prompt`, `responses` and `scores` (or `ranks`), the higher the better; or `prompt`, `response`,
-`critique` and `revision`. Pairs (`chosen`, `rejected`) count as two responses with scores 1 and 0. Scores of rows with an `annotator` are standardised by annotator,
-since one person's 3 is another's 5.
+`critique` and `revision`. Pairs (`chosen`, `rejected`; or `instruction`, `output_1`, `output_2` and `preference`, as AlpacaEval writes
+them) count as two responses with scores 1 and 0, those of a tie are equal. Scores of rows with an `annotator` are standardised by
+annotator, since one person's 3 is another's 5.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from luban.align.preferences import Text, as_messages, require_text, scores_of
 from luban.core.errors import DataError
 from luban.core.jsonl import read_rows, write_rows
 from luban.core.log import warn
+from luban.evals.judges.pairs import match_of
 
 Use = Literal["preferred", "revised", "pairs", "rankings", "unpaired", "conditioned", "critic"]
-FIELDS = ("prompt", "response", "critique", "revision", "chosen", "rejected")  # texts of a row
+FIELDS = (  # texts of a row
+    *("prompt", "response", "critique", "revision", "chosen", "rejected"),
+    *("instruction", "output_1", "output_2"),
+)
+SHARES = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}  # scores of a pair
 BINS = 5  # of scores, for conditioning
 CONTROL = "Quality wanted, from 1 to {most}: {wanted}."  # the sentence that the wanted score is asked for by
 
@@ -64,6 +70,8 @@ def convert(file: Path, out: Path, use: Use) -> int:
         if name := next((name for name in FIELDS if name in row and not row[name]), ""):
             empty[name] += 1
             continue
+        if "output_1" in row:
+            row = _scored(row, number, file)
         try:
             found.append(_feedback(row))
         except DataError as error:
@@ -81,6 +89,16 @@ def convert(file: Path, out: Path, use: Use) -> int:
     return len(rows)
 
 
+def _scored(row: dict[str, Any], number: int, file: Path) -> dict[str, Any]:
+    """A pair as AlpacaEval writes it, as responses with scores."""
+    match = match_of(row, str(number), f"{file}:{number}")
+    if match.human is None:
+        raise DataError(
+            f"{file}:{number}: a pair needs its preference (1, 2, or 0 for a tie); luban annotate labels pairs"
+        )
+    return {"prompt": match.prompt, "responses": list(match.answers), "scores": list(SHARES[match.human])}
+
+
 def _feedback(row: dict[str, Any]) -> Feedback:
     if row.get("prompt") and row.get("responses"):
         scores, annotator = scores_of(row["responses"], row.get("scores", row.get("ranks"))), row.get("annotator", "")
@@ -95,7 +113,8 @@ def _feedback(row: dict[str, Any]) -> Feedback:
     if all(row.get(name) for name in ("prompt", "chosen", "rejected")):
         return Feedback(prompt=row["prompt"], responses=(row["chosen"], row["rejected"]), scores=(1.0, 0.0))
     raise DataError(
-        "a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and rejected"
+        "a row needs prompt, responses and scores; or prompt, response, critique and revision; or prompt, chosen and rejected; or "
+        "instruction, output_1, output_2 and preference"
     )
 
 
@@ -132,7 +151,8 @@ def quantiles_of(scores: np.ndarray, pool: np.ndarray, bins: int) -> list[int]:
 def _least_wanted(scores: Sequence[float]) -> float:
     """The least score of a wanted response: the median of all, or where that is the lowest score, the next one above it.
     Infinite where all scores are equal."""
-    above = [score for score in scores if score > min(scores)]
+    lowest = min(scores, default=math.inf)
+    above = [score for score in scores if score > lowest]
     return max(min(above), float(np.quantile(scores, 0.5, method="higher"))) if above else math.inf
 
 

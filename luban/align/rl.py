@@ -30,7 +30,6 @@ from luban.align.start import model_of, packed_beside
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.config import UNSHOWN
 from luban.core.errors import ConfigError, DataError, TrainingError, UsageError
-from luban.core.log import warn
 from luban.core.resuming import Operational
 from luban.core.seeding import derive, generator
 from luban.data.batch import Batch
@@ -342,11 +341,10 @@ class HeldoutReward:
 
     @classmethod
     def of(cls, actor: Actor) -> HeldoutReward | None:
-        """None without held-out prompts."""
+        """None without held-out prompts, which assembling the run has warned of."""
         try:
             return cls(actor, actor.opened(Shards.open(actor.shards.path, "heldout")))
-        except DataError as error:
-            warn(f"training without a held-out reward: {error}")
+        except DataError:
             return None
 
     def batches_once(self) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +36,7 @@ class ShowArgs:
     shards: tyro.conf.Positional[Path]  # shards, from luban data pack or in the RUN.data of a fine-tuning
     limit: int = 10  # documents to show (0: all)
     split: Literal["train", "heldout"] = "train"  # which part
+    train_on: Literal["answers", "all"] = "answers"  # of conversations, as luban sft was told
     json: bool = False  # a JSON line a document, [{"text": …, "trained": …}, …], in full
 
 
@@ -116,7 +117,8 @@ def show(argv: Sequence[str]) -> None:
         verb="data show",
         about="Show documents of shards, and which of their tokens are trained on.",
         examples="luban data show shards --limit 3\n"
-        "luban data show runs/chat.data/shards-0123456789ab --limit 20 --json > masks.jsonl",
+        "luban data show runs/chat.data/shards-0123456789ab --limit 20 --json > masks.jsonl\n"
+        "luban data show runs/chat.data/shards-0123456789ab --train-on all   # of a run that was trained with --train-on all",
     )
     from rich.console import Console
 
@@ -128,6 +130,10 @@ def show(argv: Sequence[str]) -> None:
     if args.limit < 0:
         raise UsageError(f"--limit must be at least 0, {args.limit} given")
     shards = Shards.open(args.shards, args.split)
+    if args.train_on == "all":
+        if not shards.has_mask:
+            raise UsageError(f"--train-on: {args.shards} holds no conversations, and all of it is trained on anyway")
+        shards = replace(shards, mask=None)
     tokenizer = load_tokenizer(args.shards / "tokenizer")
     if args.json:
         for index in _first(shards, args.limit):

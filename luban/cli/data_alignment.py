@@ -106,7 +106,8 @@ def feedback(argv: Sequence[str]) -> None:
         examples="luban data feedback scored.jsonl --use pairs --out pairs.jsonl\n"
         "luban data feedback scored.jsonl --use preferred --out best.jsonl     # luban sft\n"
         "luban data feedback scored.jsonl --use conditioned --out rated.jsonl  # luban sft, the score asked for in the prompt\n"
-        "luban data feedback critiques.jsonl --use revised --out revised.jsonl",
+        "luban data feedback critiques.jsonl --use revised --out revised.jsonl\n"
+        "luban data feedback alpaca_eval.jsonl.gz --use pairs --out pairs.jsonl    # instruction, output_1, output_2, preference",
     )
     from luban.align.feedback import convert
     from luban.core.log import print_result, say

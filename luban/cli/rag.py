@@ -49,6 +49,8 @@ class AskArgs:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")]  # what is asked
     k: int | None = None  # passages that the model is given; none: 5, or as in training for one of rag train
+    sentences: int | None = None  # of them together that the model reads, the best by BM25; none: whole passages
+    quote: bool = False  # the answer is words of a passage as they stand there, by a grammar
     rerank: str | None = None  # a cross-encoder that puts the best passages in order, from luban rag train
     depth: int = 50  # passages that the cross-encoder reads
     max_tokens: int = 64  # of the answer
@@ -75,6 +77,8 @@ class EvalArgs:
     out: Path | None = None  # write an evaluation artifact, too
     model: str | None = None  # answers the questions from the best passages: exact match, F1, attribution
     passages: int | None = None  # that the model is given; none: 5, or as in training for one of rag train
+    sentences: int | None = None  # of them together that the model reads, the best by BM25; none: whole passages
+    quote: bool = False  # the answer is words of a passage as they stand there, by a grammar
     decoding: Literal["thorough", "fast"] = "thorough"  # of RAG-Sequence models
     beams: int = 4  # of models of rag train
     encoder: str | None = None  # the encoder that built the index, where it isn't where it was
@@ -166,7 +170,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if args.limit < 0:
         raise UsageError(f"--limit: 0 (all) or more questions, {args.limit} given")
     if args.model is None:
-        refuse_flags(argv, ("passages", *OF_RAG_MODELS), "without --model")
+        refuse_flags(argv, ("passages", "sentences", "quote", *OF_RAG_MODELS), "without --model")
     questions = [q for q in read_questions(args.questions) if args.task in ("", q.task)][: args.limit or None]
     if not questions:
         raise UsageError(f"--task: {args.questions} holds no question of the kind '{args.task}'")
@@ -233,10 +237,20 @@ def _asker(
     if is_rag(model):
         if args.rerank is not None:
             raise UsageError("--rerank: a model of rag train weighs the passages that its own questions find")
+        refuse_flags(
+            argv, ("sentences", "quote"), f"with {model}, a model of luban rag train, which reads whole passages"
+        )
         loaded = load_rag(model, args.device, dtype)
         return RagAsker(index, loaded, k, decoding=args.decoding, beams=args.beams, max_tokens=max_tokens)
     refuse_flags(argv, OF_RAG_MODELS, f"with {model}, which is no model of luban rag train")
-    return Asker(_searched(index, args), load_model(model, args.device, dtype), k, max_tokens)
+    return Asker(
+        _searched(index, args),
+        load_model(model, args.device, dtype),
+        k,
+        max_tokens,
+        sentences=args.sentences,
+        quote=args.quote,
+    )
 
 
 def _searched(index: Index, args: SearchArgs | AskArgs | EvalArgs) -> Searches:
@@ -255,6 +269,7 @@ def ask(argv: Sequence[str]) -> None:
         about="Answer a question from the passages that an index holds, and cite them. An answer that no passage supports is not "
         "given: with --json it stands under `written`.",
         examples="luban rag ask index smollm2 'What does os.path.join do?'\n"
+        "luban rag ask index smollm2 'Who wrote the Analects?' --sentences 1 --quote   # for a small model\n"
         "luban rag ask index runs/chat 'Which module has Counter?' --k 3 --json",
     )
     from luban.core.log import say

@@ -31,6 +31,7 @@ class IndexArgs:
     licence: tuple[str, ...] = ()  # SPDX name of all sources, or SOURCE=NAME of one
     text_field: str = "text"  # field of JSON, Parquet and CSV rows that holds the text
     add: bool = False  # add PATHS to the finished index --out; files that it has read before are replaced
+    sync: bool = False  # as --add, and what folders among PATHS no longer hold is removed
     remove: tuple[str, ...] = ()  # sources, or patterns of them, to remove from the finished index --out
     device: str = "cpu"  # for the encoder and exact search
 
@@ -48,14 +49,16 @@ def run(argv: Sequence[str]) -> None:
         "luban rag index notes/ 'papers/*.html' --out index --encoder bm25 --passages headings\n"
         "luban rag index articles.jsonl --out index --encoder hybrid:runs/encoder --search hnsw\n"
         "luban rag index notes/new.md --out index --add\n"
+        "luban rag index notes/ --out index --sync\n"
         "luban rag index --out index --remove 'notes/old*'",
     )
     from luban.core.errors import UsageError
     from luban.core.log import say
 
-    if args.add or args.remove:
-        if bool(args.paths) != args.add:
-            raise UsageError("--add adds PATHS to a finished index: name both or neither")
+    adds = args.add or args.sync
+    if adds or args.remove:
+        if bool(args.paths) != adds:
+            raise UsageError("--add and --sync add PATHS to a finished index: name both or neither")
         figures = _changed(args, argv)
         done = figures["change"]
         replaced = f" ({done['replaced']} in the place of an earlier one)" if done["replaced"] else ""
@@ -77,20 +80,20 @@ def _changed(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
     from luban.retrieval.documents import DocumentReader
     from luban.retrieval.index import Index
 
-    which = "--add" if args.add else "--remove"
+    which = "--sync" if args.sync else "--add" if args.add else "--remove"
     refuse_flags(argv, OF_BUILD, f"with {which}: {args.out} stays as it was built (luban inspect {args.out})")
     reader, encoder = None, None
-    if args.add:
+    if args.add or args.sync:
         reader = DocumentReader(args.paths, _licences(args), args.text_field, known_origins(args.out))
     else:
-        refuse_flags(argv, ("licence", "text_field", "encoder", "device"), "without --add")
+        refuse_flags(argv, ("licence", "text_field", "encoder", "device"), "without --add or --sync")
     if args.encoder != "auto":
         index = Index(args.out)
         retriever, encoder = _named(args.encoder)
         moved = retriever == "dense" and index.retriever != "bm25"  # the encoder's place alone
         if retriever != index.retriever and not moved:
             raise UsageError(f"--encoder {args.encoder}: {args.out} was built with --encoder {index.built_with}")
-    return change_index(args.out, reader, args.remove, encoder=encoder, device=args.device)
+    return change_index(args.out, reader, args.remove, sync=args.sync, encoder=encoder, device=args.device)
 
 
 def _built(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +111,8 @@ def _built(args: IndexArgs, argv: Sequence[str]) -> dict[str, Any]:
     reader = DocumentReader(args.paths, _licences(args), args.text_field)
     if (args.out / MANIFEST).is_file() and read_manifest(args.out).kind == KIND:
         raise UsageError(
-            f"{args.out} already holds a finished index: --add adds to it, another --out builds another one"
+            f"{args.out} already holds a finished index: --add adds to it, --sync removes what is gone, too, another --out "
+            "builds another one"
         )
     if args.passages != "tokens":
         refuse_flags(argv, ("tokenizer",), "without --passages tokens")

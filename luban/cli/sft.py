@@ -10,8 +10,8 @@ ABOUT = """Tune a model on conversations, from a recipe. The same command resume
 --train.steps extends a finished one.
 
 --init takes every MODEL that chat takes: a run, a checkpoint, a Hugging Face directory, a GGUF file, smollm2. What is packed
-lies in OUT.data/shards-…, which `luban data show` shows with what is trained on (under --train-on all
-every token, whatever it shows). --nproc N and --plan as in luban pretrain."""
+lies in OUT.data/shards-…, which `luban data show` shows with what is trained on (give it --train-on all,
+too, where this was). --nproc N and --plan as in luban pretrain."""
 EXAMPLES = """
 luban sft luban_sft_cpu --init runs/base --data.path conversations --out runs/chat
 luban sft luban_sft_cpu --init runs/base --data.path questions.jsonl --out runs/chat --train.steps 200

@@ -16,6 +16,7 @@ Policy = Literal["none", "selective", "full"]  # of single layers
 POLICIES: tuple[str, ...] = get_args(Policy)  # from the most memory to the least
 Remat = Literal["none", "selective", "full", "sqrt", "rotor", "pofo"]
 SCHEDULES = ("sqrt", "rotor", "pofo")  # of the layers of a stack together
+BUDGETED = ("rotor", "pofo")  # those that are solved for a memory
 Offload = Literal["none", "cpu", "disk"]
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "pipedream"]
 # From the axis whose processes talk least to the one whose processes talk most, which lie side by side on one machine.
@@ -199,7 +200,7 @@ class ParallelPlan:
         ]
 
     def check_used(self) -> None:
-        """Raise ConfigError for a field that says how an axis of one process is divided: it would change nothing."""
+        """Raise ConfigError for a field that would change nothing, since it goes with a value that another field hasn't."""
         if self.shard == 1 and self.zero != 3:
             raise ConfigError(
                 f"plan.zero {self.zero} says what the processes of plan.shard divide, and plan.shard is 1: use "
@@ -214,6 +215,16 @@ class ParallelPlan:
             raise ConfigError(
                 f"plan.interleave {self.interleave} is for another schedule than {self.schedule}: use --plan.pipeline N "
                 "--plan.schedule interleaved, or leave it out"
+            )
+        if self.remat not in BUDGETED and self.remat_budget != ParallelPlan.remat_budget:
+            raise ConfigError(
+                f"plan.remat_budget {self.remat_budget} is for {' and '.join(BUDGETED)}, and plan.remat is {self.remat}: use "
+                f"--plan.remat {BUDGETED[0]}, or leave plan.remat_budget out"
+            )
+        if self.offload_folder and self.offload != "disk":
+            raise ConfigError(
+                f"plan.offload_folder {self.offload_folder} is for training state on a disk, and plan.offload is {self.offload}: "
+                "use --plan.offload disk, or leave plan.offload_folder out"
             )
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:

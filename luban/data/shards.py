@@ -54,7 +54,7 @@ class Shards:
         figures = manifest.figures.get(split)
         if not figures or not figures["documents"]:
             raise DataError(
-                f"shards {path} hold no {split} documents: build the corpus with a held-out part"
+                f"shards {path} hold no {split} documents: they are too few, or the corpus was built without a held-out part"
                 if split == "heldout"
                 else f"shards {path} hold no {split} documents"
             )

@@ -114,7 +114,7 @@ class Objective(Variant):
     )
     bodies: ClassVar[tuple[str, ...]]  # registered names of the supported bodies
     heads: ClassVar[tuple[str, ...]]  # … and of the supported heads
-    shown: ClassVar[tuple[str, ...]] = ("loss",)  # what the progress line shows of a step's figures
+    shown: ClassVar[tuple[str, ...]] = ("loss",)  # what the progress line shows of a step and of the last validation
     # each token is predicted exactly once from its left context, so bits per byte is defined
     reads_whole_text: ClassVar[bool] = False
     two_positions: ClassVar[bool] = False  # batches have two positions per token, (B, 2, T)
@@ -123,7 +123,7 @@ class Objective(Variant):
     )
 
     def told(self, figures: Mapping[str, float]) -> str:
-        """What the progress line shows of a step."""
+        """What the progress line shows of a step's figures and those of the last validation."""
         return "  ".join(f"{name} {figures[name]:.3f}" for name in self.shown if name in figures)
 
     def extra_ids(self) -> int:

@@ -31,7 +31,7 @@ class Policy(Objective):
 
     bodies = ("decoder",)
     heads = ("language_model",)
-    shown = ("reward", "kl")
+    shown = ("reward", "kl", "heldout_reward")
 
     def __post_init__(self):
         for name, value in vars(self).items():

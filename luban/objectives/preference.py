@@ -26,11 +26,13 @@ class Preference(Objective):
     """Answers that are preferred made likelier than others (DPO and its kin)."""
 
     method: PreferenceLoss = field(default_factory=DPO)  # which loss
-    sft: float = 0.0  # factor on −mean log-probability a token of the first answer, added to the loss
+    sft: float = (
+        0.0  # factor on −mean log-probability a token of the first answer where it is wanted, added to the loss
+    )
 
     bodies = ("decoder",)
     heads = ("language_model",)
-    shown = ("loss", "accuracy")
+    shown = ("loss", "accuracy", "reward_margin", "heldout_accuracy", "heldout_reward_margin")
 
     def __post_init__(self):
         if not 0 <= self.sft < float("inf"):
@@ -102,7 +104,10 @@ class PreferenceLossModule(AnswerLossModule):
         real_B = present.any(-1)
         loss_B = torch.where(real_B, self.loss(answers), 0.0)
         if self.sft:
-            loss_B = loss_B - self.sft * torch.where(real_B, answers.means[:, 0], 0.0)
+            unwanted_B = (present.sum(-1) < 2) & (
+                batch["ranks"][:, 0] < 0.5
+            )  # a lone answer that is labelled as a bad one
+            loss_B = loss_B - self.sft * torch.where(real_B & ~unwanted_B, answers.means[:, 0], 0.0)
         with torch.no_grad():
             rewards = answers.ratios if self.loss.needs_reference else answers.means
             metrics = {

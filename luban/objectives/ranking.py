@@ -18,7 +18,7 @@ from luban.data.shards import Shards
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.precision import at_least_float32
 from luban.objectives.base import LossModule, LossOutput, Objective, TensorBatch, ignore_untrained
-from luban.objectives.ranking_losses import MARGINS, Margin, ranking_accuracy, ranking_loss
+from luban.objectives.ranking_losses import Margin, margins_of, ranking_accuracy, ranking_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Ranking(Objective):
 
     bodies = ("decoder", "encoder")
     heads = ("value",)
-    shown = ("loss", "accuracy")
+    shown = ("loss", "accuracy", "heldout_accuracy")
 
     def __post_init__(self):
         if not (0 <= self.center < float("inf") and 0 <= self.language < float("inf")):
@@ -85,7 +85,7 @@ class RankingLoss(LossModule):
     ):
         super().__init__(model, attention)
         self.center, self.language = center, language
-        self.margins = (*MARGINS[margin], 0.0)  # the last stands for "no grade", -1
+        self.margin: Margin = margin
 
     def scores(self, batch: TensorBatch, hidden_BTE: Tensor | None = None) -> Tensor:
         """(B, K) float32 scores; those of absent answers mean nothing."""
@@ -99,8 +99,8 @@ class RankingLoss(LossModule):
         """The summed loss of a batch."""
         hidden_BTE = self.hidden(batch)
         scores, ranks, present = self.scores(batch, hidden_BTE), batch["ranks"], batch["present"]
-        table = torch.tensor(self.margins, device=scores.device, dtype=scores.dtype)
-        loss_B = ranking_loss(scores, ranks, present, table[batch["grades"]], batch["probabilities"].to(scores.dtype))
+        margins = margins_of(batch["grades"], self.margin).to(scores.dtype)
+        loss_B = ranking_loss(scores, ranks, present, margins, batch["probabilities"].to(scores.dtype))
         right, count = ranking_accuracy(scores.detach(), ranks, present)
         shown = torch.where(present, scores, 0.0)
         if self.center:

@@ -16,6 +16,16 @@ MARGINS = {"none": (0.0, 0.0, 0.0, 0.0), "small": (1.0, 2 / 3, 1 / 3, 0.0), "lar
 Margin = Literal["none", "small", "large"]
 
 
+def margins_of(grades_B: Tensor, margin: Margin) -> Tensor:
+    """(B,) margin of each group by its grade (B,), 0 where it has none (-1). The table's numbers are arguments of operations, so
+    that none is copied to the device."""
+    margins_B = torch.zeros(grades_B.shape, device=grades_B.device)
+    for grade, value in enumerate(MARGINS[margin]):
+        if value:
+            margins_B = margins_B.masked_fill(grades_B == grade, value)
+    return margins_B
+
+
 def pairs(ranks_BK: Tensor, present_BK: Tensor) -> Tensor:
     """(B, K, K) bool: [b, i, j] is true where answer i is present and ranked above the present answer j."""
     better = ranks_BK[:, :, None] > ranks_BK[:, None, :]

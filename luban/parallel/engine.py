@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,14 @@ class StepResult:
     explained: bool  # bad, but only because the fp16 loss scale was too large
     stop: bool = False  # whether some process of the run asks for its end
     metrics: dict[str, float] = field(default_factory=dict)  # of the loss module, means
+
+
+class HeldOut(NamedTuple):
+    """What a held-out batch gave."""
+
+    loss: float  # summed, in nats
+    targets: int  # that the loss was summed over
+    metrics: dict[str, tuple[float, float]]  # name → (sum, count), of the loss module
 
 
 @dataclass(frozen=True)
@@ -200,16 +208,19 @@ class TrainEngine:
         for layer in self.routers.layers.values():
             layer.tally.take()
 
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """(summed loss in nats, targets) of a held-out batch."""
+    def evaluate(self, batch: Batch) -> HeldOut:
+        """Summed loss and metrics of a held-out batch."""
         self._finish_update()
         tensors, readers = to_device(batch, self.device), self.world.plan.readers
         divisible = all(tensor.shape[0] % readers == 0 for tensor in tensors.values())
         with self._without_randomness(), self._averaged():
             # where rows can't be divided, every process reads all of them
-            total = self.runner.evaluate(self._mine(tensors, divided=divisible))
+            found = self.runner.evaluate(self._mine(tensors, divided=divisible))
         counts = self.world.counts and (divisible or self.world.reader == 0)
-        return float(self.world.sum(total if counts else torch.zeros_like(total))), batch.target_count
+        totals = torch.stack(found.values)
+        loss, *parts = self.world.sum(totals if counts else torch.zeros_like(totals)).tolist()
+        metrics = dict(zip(found.names, zip(parts[::2], parts[1::2], strict=True), strict=True))
+        return HeldOut(loss, batch.target_count, metrics)
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of a batch's mean loss by the parameters' names, on every process, with nothing drawn at random. Neither

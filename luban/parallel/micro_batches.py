@@ -45,8 +45,8 @@ class Runner(Protocol):
         """Gradients of `factor` times the summed loss, added to `params`."""
         ...
 
-    def evaluate(self, batch: MicroBatch) -> Tensor:
-        """The summed loss of a held-out batch; 0 in a process that computes none."""
+    def evaluate(self, batch: MicroBatch) -> Totals:
+        """Of a held-out batch; zeros in a process that computes no loss."""
         ...
 
 
@@ -74,7 +74,9 @@ class OneAfterTheOther:
             totals.add(found)
         return totals
 
-    def evaluate(self, batch: MicroBatch) -> Tensor:
-        """The summed loss. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
+    def evaluate(self, batch: MicroBatch) -> Totals:
+        """Of a held-out batch. Gradients stay enabled, since a compiled loss would otherwise be compiled a second time."""
+        totals = Totals([])
         with torch.enable_grad():
-            return self.heldout(batch).sum.detach()
+            totals.add(self.heldout(batch))
+        return totals

@@ -56,7 +56,7 @@ class Pipelined:
     world: World
     dtype: torch.dtype
     stashed: dict[tuple[int, int], Stashed] = field(default_factory=dict)
-    names: tuple[str, ...] | None = None  # of the metrics, once known
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each loss's metrics, once known
 
     def train(self, micro_batches: Sequence[MicroBatch], factor: float | Tensor) -> Totals:
         """This process's row of the schedule."""
@@ -64,17 +64,17 @@ class Pipelined:
         for action in table_of(self.world.plan, len(micro_batches))[self.world.index("pipeline")]:
             self._act(action, micro_batches, factor, totals)
         self.channels.wait()
-        return self._known(totals)
+        return self._known(totals, "loss")
 
-    def evaluate(self, batch: MicroBatch) -> Tensor:
-        """The summed loss, in the process of the last stage; 0 in the others."""
-        plan, total = self.world.plan, torch.zeros((), dtype=self.dtype, device=self.channels.device)
+    def evaluate(self, batch: MicroBatch) -> Totals:
+        """Of a held-out batch, in the process of the last stage; zeros in the others."""
+        plan, totals = self.world.plan, Totals([])
         for stage in range(self.world.index("pipeline"), plan.stages, plan.pipeline):
             _, found = self._forward(Action("F", stage, 0), batch, self.heldout)
             if isinstance(found, LossOutput):
-                total = found.sum.detach()
+                totals.add(found)
         self.channels.wait()
-        return total
+        return self._known(totals, "heldout")
 
     def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float | Tensor, totals: Totals) -> None:
         kind, stage, m = action
@@ -145,14 +145,14 @@ class Pipelined:
             whole = [torch.zeros_like(x) if gradient is None else gradient for x, gradient in pairs]
             self.channels.send(action.stage, action.stage - 1, action.micro_batch, whole)
 
-    def _known(self, totals: Totals) -> Totals:
-        """The totals of the last stage's process, and zeros under the same names in the others."""
-        if self.names is None:
+    def _known(self, totals: Totals, which: str) -> Totals:
+        """The totals of the last stage's process, and zeros under the same names in the others; `which` loss they are of."""
+        if which not in self.names:
             found = [totals.names]
             last = (self.world.plan.stages - 1) % self.world.plan.pipeline
             dist.broadcast_object_list(found, group=self.world.group("pipeline"), group_src=last)
-            self.names = found[0]
-        return totals if totals.values else Totals.none(self.channels.device, self.dtype, self.names)
+            self.names[which] = found[0]
+        return totals if totals.values else Totals.none(self.channels.device, self.dtype, self.names[which])
 
 
 def _shapes(batch: MicroBatch) -> Iterator[Hashable]:

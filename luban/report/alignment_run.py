@@ -54,9 +54,17 @@ CURVES = (
             "seconds/reading": "policy, reference, critic",
         },
     ),
-    Curves("pairs told apart", "share", {"accuracy": "accuracy"}),
-    Curves("margin of implicit rewards, or of scores", "margin", {"reward_margin": "margin"}),
-    Curves("log-probability of a token of the chosen answer", "nats", {"chosen_logprob": "chosen"}),
+    Curves("pairs told apart", "share", {"accuracy": "training", "heldout_accuracy": "held out"}),
+    Curves(
+        "margin of implicit rewards, or of scores",
+        "margin",
+        {"reward_margin": "training", "heldout_reward_margin": "held out"},
+    ),
+    Curves(
+        "log-probability of a token of the chosen answer",
+        "nats",
+        {"chosen_logprob": "training", "heldout_chosen_logprob": "held out"},
+    ),
 )
 KNOWN = {"reward", "reward_std", "reward_margin"}
 

@@ -37,6 +37,14 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A vertical line at a moment that stands out; values there may leave the frame."""
+
+    name: str
+    x: float
+
+
+@dataclass(frozen=True)
 class Chart:
     """A chart's contents, in data units."""
 
@@ -45,6 +53,7 @@ class Chart:
     y_label: str
     series: Sequence[Series]
     levels: Sequence[Level] = field(default_factory=tuple)
+    marks: Sequence[Mark] = field(default_factory=tuple)
     zero: bool = False  # the y axis starts at zero
     top: float | None = None  # a value that the y axis reaches at least, as charts side by side have one scale
     clip_start: float = 0.0  # share of the curve's start that may leave the frame (a steep first descent)
@@ -107,6 +116,7 @@ def draw(chart: Chart) -> str:
     parts = [
         *_axes(chart, place, (x_low, x_high), (y_low, y_high)),
         *_levels(chart, place, x_low, y_low, y_high),
+        *_marks(chart, place, x_low, x_high),
     ]
     strokes, clip = _strokes(curves), f"frame-{chart.width}-{chart.height}"
     for curve, attributes in zip(curves, strokes, strict=True):
@@ -150,7 +160,9 @@ def _strokes(curves: Sequence[Series]) -> list[str]:
 
 
 def _range(chart: Chart, curves: Sequence[Series]) -> tuple[float, float]:
-    kept = [y for s in curves for _, y in s.points[int(len(s.points) * chart.clip_start) :]]
+    marked = {mark.x for mark in chart.marks}
+    kept = [y for s in curves for x, y in s.points[int(len(s.points) * chart.clip_start) :] if x not in marked]
+    kept = kept or [y for s in curves for _, y in s.points]
     values = [*kept, *(level.value for level in chart.levels), *([] if chart.top is None else [chart.top])]
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
@@ -187,5 +199,17 @@ def _levels(chart: Chart, place, x_low: float, y_low: float, y_high: float) -> l
                 f'<line class="level {level.tone}" x1="{LEFT}" x2="{chart.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
                 f'<text class="level {level.tone}" x="{chart.width - RIGHT - 4}" y="{y - 6:.1f}" text-anchor="end">'
                 f"{escape(level.name)} {level.value:.3g}</text>"
+            )
+    return parts
+
+
+def _marks(chart: Chart, place, x_low: float, x_high: float) -> list[str]:
+    parts, bottom = [], chart.height - BOTTOM
+    for mark in chart.marks:
+        if x_low <= mark.x <= x_high:
+            x, _ = place(mark.x, 0.0)
+            parts.append(
+                f'<g class="mark"><title>{escape(mark.name)}</title><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>'
+                f'<path d="M{x - 5:.1f},{TOP - 8}h10l-5,8z"/></g>'
             )
     return parts

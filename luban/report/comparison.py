@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ SETTINGS = ("limit", "seed", "chat", "precision", "contamination")  # of an eval
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One score of one task, of all items that both evaluations have scored."""
+    """One score of one task, of all items that both evaluations have scored, or of one group of them."""
 
     task: str
-    score: str
+    score: str  # of a group: score/group, as evaluations name it
     first: float  # means
     second: float
     interval: tuple[float, float]  # of the mean of second - first: bootstrap over items, 95%
@@ -41,7 +41,7 @@ class Difference:
         """Which is better, where that is unlikely to be chance (p below 0.05)."""
         if self.p_value >= 0.05 or not self.difference:
             return "no difference shown"
-        return "second" if (self.difference > 0) != (self.score in LOWER) else "first"
+        return "second" if (self.difference > 0) != (self.score.partition("/")[0] in LOWER) else "first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class Comparison:
         default_factory=list
     )  # settings in which they differ, so that numbers can't be compared as they are
     changed: list[dict[str, Any]] = field(default_factory=list)  # items whose first score differs most
+    groups: list[Difference] = field(default_factory=list)  # of the items with one value of a task's `group_by`
 
 
 def compare(evaluations: Sequence[Found]) -> list[Comparison]:
@@ -77,6 +78,7 @@ def _scored(found: Found) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _pair(first: Found, a: Mapping[str, Any], second: Found, b: Mapping[str, Any]) -> Comparison:
     found: list[Difference] = []
+    by_group: list[Difference] = []
     apart: dict[str, int] = {}
     changed: list[dict[str, Any]] = []
     for task in [name for name in a if name in b]:
@@ -87,26 +89,49 @@ def _pair(first: Found, a: Mapping[str, Any], second: Found, b: Mapping[str, Any
             continue
         names = [n for n in a[task][shared[0]]["scores"] if n not in SIZES]
         names = [n for n in names if all(n in each[task][item]["scores"] for item in shared for each in (a, b))]
+        groups = _groups(a[task], b[task], shared)
         for name in names:
-            ours, theirs = (np.array([each[task][item]["scores"][name] for item in shared]) for each in (a, b))
-            found.append(
-                Difference(
-                    task=task,
-                    score=name,
-                    first=float(ours.mean()),
-                    second=float(theirs.mean()),
-                    interval=interval((theirs - ours).tolist()),
-                    p_value=sign_flip_p_value((theirs - ours).tolist()),
-                    n=len(shared),
-                )
-            )
+            found.append(_difference(task, name, a[task], b[task], shared))
+            for group, items in groups.items():
+                each = _difference(task, name, a[task], b[task], items)
+                by_group.append(replace(each, score=f"{name}/{group}"))
         if names:
             changed += _changed(task, names[0], a[task], b[task], shared)
     changed.sort(key=lambda each: -abs(each["change"]))
     cautions = _cautions(first.manifest, second.manifest)
     return Comparison(
-        first=first.name, second=second.name, differences=found, apart=apart, cautions=cautions, changed=changed[:SHOWN]
+        first=first.name,
+        second=second.name,
+        differences=found,
+        apart=apart,
+        cautions=cautions,
+        changed=changed[:SHOWN],
+        groups=by_group,
     )
+
+
+def _difference(task: str, score: str, a: Mapping[str, Any], b: Mapping[str, Any], items: Sequence[str]) -> Difference:
+    """Of one score over these items."""
+    ours, theirs = (np.array([rows[item]["scores"][score] for item in items]) for rows in (a, b))
+    return Difference(
+        task=task,
+        score=score,
+        first=float(ours.mean()),
+        second=float(theirs.mean()),
+        interval=interval((theirs - ours).tolist()),
+        p_value=sign_flip_p_value((theirs - ours).tolist()),
+        n=len(items),
+    )
+
+
+def _groups(a: Mapping[str, Any], b: Mapping[str, Any], items: Sequence[str]) -> dict[str, list[str]]:
+    """Group → its items, of those that both evaluations have in the same one."""
+    found: dict[str, list[str]] = {}
+    for item in items:
+        group = a[item].get("group")
+        if group is not None and group == b[item].get("group"):
+            found.setdefault(group, []).append(item)
+    return dict(sorted(found.items()))
 
 
 def _changed(
@@ -146,7 +171,7 @@ def _cautions(first: Manifest, second: Manifest) -> list[str]:
 def lines_of(comparison: Comparison) -> list[str]:
     """A comparison as lines for the terminal."""
     lines = [f"{comparison.second} against {comparison.first}"]
-    for each in comparison.differences:
+    for each in [*comparison.differences, *comparison.groups]:
         low, high = each.interval
         lines.append(
             f"  {each.task + '/' + each.score:<32} {each.first:.4f} → {each.second:.4f}  "

@@ -15,7 +15,7 @@ from luban.core.log import read_metrics, warn
 from luban.core.units import count
 from luban.core.whole_directory import INCOMPLETE
 from luban.report.alignment_run import alignment_charts, reward_chart, reward_model_rows, rollouts_of
-from luban.report.chart import Chart, Level, Series, draw, smooth
+from luban.report.chart import Chart, Level, Mark, Series, draw, smooth
 from luban.report.goodput import failures_line, goodput_rows
 from luban.report.predicted_vs_measured import predicted_vs_measured
 
@@ -28,6 +28,7 @@ HEADLINES = {  # artifact kind → figures worth a line in its box, the first th
     "shards": (("tokens", "{:,} tokens"),),
     "run": (
         ("accuracy", "accuracy {:.1%}"),
+        ("heldout_accuracy", "held-out accuracy {:.1%}"),
         ("heldout_reward", "held-out reward {:.3f}"),
         ("heldout_loss", "held-out loss {:.3f}"),
         ("bits_per_byte", "{:.3f} bits per byte"),
@@ -134,8 +135,9 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     measured = [row for row in rows if row.get("bits_per_byte") and row.get("heldout_loss")]
     scale = measured[-1]["bits_per_byte"] / measured[-1]["heldout_loss"] if measured else 1.0
     steps, tokens = (max(row.get(name, 0) for row in rows) for name in ("step", "tokens"))
-    train = _column(rows, "loss", scale)
-    heldout = _column(rows, "bits_per_byte") or _column(rows, "heldout_loss")
+    marks, kept = [_mark(each) for each in spikes_of(own, rows)], kept_rows(rows)
+    train = _column(kept, "loss", scale)
+    heldout = _column(kept, "bits_per_byte") or _column(kept, "heldout_loss")
     levels = [
         Level(f"{name} {flag}", figures[key], tone)
         for name, flag, key, tone in (("gzip", "-9", "gzip_bits_per_byte", "d"), ("xz", "-9e", "xz_bits_per_byte", "c"))
@@ -146,11 +148,12 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         "step",
         "bits per byte" if measured else "loss" if "accuracy" in rows[0] else "loss, nats a token",
         [
-            Series("each step", train, "a", faint=True),
+            Series("each step", _column(rows, "loss", scale), "a", faint=True),
             Series("training, smoothed", smooth(train, max(SMOOTHED_STEPS, SMOOTHED_SHARE * steps)), "a"),
             Series("held out", heldout, "b", dots=True),
         ],
         levels,
+        marks,
         clip_start=0.08,
     )
     about = f"{steps:,} steps, {count(float(tokens))} tokens."
@@ -158,11 +161,13 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
         about += " Training loss is shown in bits per byte by the held-out text's tokens per byte."
         if window := measured[-1].get("heldout_seq_len"):
             about += f" Held-out text was read in windows of {window:,} tokens; longer ones give fewer bits."
+    if marks:
+        about += f" Marked: {'; '.join(mark.name for mark in marks)}."
     return {
         "title": f"Learning: {found.name}",
         "about": about,
         "main": _picture(reward_chart(found.name, rows) or main),
-        "small": [p for p in map(_picture, [*alignment_charts(rows, own), *_small_charts(rows)]) if p["svg"]],
+        "small": [p for p in map(_picture, [*alignment_charts(rows, own), *_small_charts(rows, marks)]) if p["svg"]],
         "reward_model": reward_model_rows(own),
         "rollouts": rollouts_of(found.path),
         "predicted_vs_measured": predicted_vs_measured(own, rows),
@@ -172,7 +177,29 @@ def run_section(found: Found, figures: dict[str, float]) -> dict[str, Any] | Non
     }
 
 
-def _small_charts(rows: list[dict[str, Any]]) -> list[Chart]:
+def kept_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the steps that a run went back over."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if "back_to" in row:
+            found = [each for each in found if each["step"] <= row["back_to"]]
+        found.append(row)
+    return found
+
+
+def spikes_of(figures: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The spikes that training found, from the manifest, each with the row of metrics that says what was done about it, if
+    training went back."""
+    returns = {row["step"]: row for row in rows if "back_to" in row}
+    return [{**returns.get(spike["step"], {}), **spike} for spike in figures.get("spikes", ())]
+
+
+def _mark(spike: dict[str, Any]) -> Mark:
+    done = f", back to step {spike['back_to']:,}" if "back_to" in spike else ""
+    return Mark(f"spike of the {spike['what']} at step {spike['step']:,}, {spike['value']:.4g}{done}", spike["step"])
+
+
+def _small_charts(rows: list[dict[str, Any]], marks: list[Mark]) -> list[Chart]:
     """Speed, learning rate, gradient norm, and what tells several tasks apart."""
 
     def chart(title: str, unit: str, column: str, tone: str = "a", **options: Any) -> Chart:
@@ -182,7 +209,7 @@ def _small_charts(rows: list[dict[str, Any]]) -> list[Chart]:
     return [
         chart("tokens a second", "tokens/s", "tokens_per_second", zero=True),
         chart("learning rate", "learning rate", "lr", "c", zero=True),
-        chart("gradient norm, before clipping", "norm", "grad_norm", "d", clip_start=0.05),
+        chart("gradient norm, before clipping", "norm", "grad_norm", "d", clip_start=0.05, marks=marks),
         *_task_charts(rows),
     ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from luban.core.units import bytes_, milliseconds, seconds
+from luban.core.units import bytes_, counted, milliseconds, seconds
+from luban.planner.remat.schedules import Solved
 
 NEAR = 0.01  # relative distance to the best held-out loss at which it counts as reached
 
@@ -21,6 +22,7 @@ def predicted_vs_measured(figures: dict[str, Any], rows: list[dict[str, Any]]) -
         _energy(figures),
     ]
     known += [_message(row) for row in figures.get("messages", ())]
+    known += [_schedule(row) for row in figures.get("schedules", ())]
     lines = [line for line in known if line]
     return [
         *lines,
@@ -85,6 +87,12 @@ def _message(row: dict[str, Any]) -> tuple[str, str, str]:
     predicted = ", ".join(f"{way} {milliseconds(found)}" for way, found in known)
     name = f"{row['axis']}: {row['collective']} of {row['what']}, {bytes_(row['bytes'])} at once over {row['processes']} processes"
     return name, predicted, milliseconds(row["measured"]) + _difference(known[0][1] if known else 0.0, row["measured"])
+
+
+def _schedule(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What the layers of a stack keep by a schedule of rematerialisation; it was solved for what was measured in the first step."""
+    budget = f", budget {row['budget']}" * bool(row["budget"])
+    return f"activations of {counted(row['layers'], 'layer')} by {row['remat']}{budget}", "", str(Solved(**row))
 
 
 def _waiting(figures: dict[str, Any]) -> tuple[str, str, str] | None:

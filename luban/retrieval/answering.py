@@ -6,6 +6,7 @@ answer without marks those passages are cited in which its words stand.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import jinja2
 
 from luban.core.errors import DataError, UsageError
 from luban.core.metrics.answers import answer_tokens
+from luban.generate.structure import Structure
+from luban.retrieval.excerpts import excerpts
 from luban.retrieval.index import Hit, Searches
 
 NOTHING = "No passage supports this."
@@ -33,9 +36,25 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=False, keep_trailing_newline=False).from_string(text)
 
 
-def prompt(question: str, hits: Sequence[Hit]) -> str:
-    """The question with its passages, numbered from 1, as a user's message."""
-    return _template().render(passages=[hit.passage for hit in hits], question=question, nothing=NOTHING)
+def prompt(question: str, hits: Sequence[Hit], sentences: int | None = None) -> str:
+    """The question with its passages, numbered from 1, as a user's message; of the passages no more than so many `sentences`
+    together, those that fit the question best."""
+    texts = _read(question, hits, sentences)
+    shown = [(n, hit.passage.title, text) for n, (hit, text) in enumerate(zip(hits, texts, strict=True), 1) if text]
+    return _template().render(passages=shown, question=question, nothing=NOTHING)
+
+
+def _read(question: str, hits: Sequence[Hit], sentences: int | None) -> list[str]:
+    """What the model reads of each passage."""
+    texts = [hit.passage.text for hit in hits]
+    return texts if sentences is None else excerpts(question, texts, sentences)
+
+
+def quotes(question: str, hits: Sequence[Hit], sentences: int | None = None) -> Structure:
+    """The texts that are consecutive words of what `prompt` shows of one passage."""
+    shown = [" ".join(text.split()) for text in _read(question, hits, sentences) if text]
+    rules = [f'q{n}: %regex {{ "substring_words": {json.dumps(text)} }}' for n, text in enumerate(shown)]
+    return Structure.grammar("\n".join([f"start: {' | '.join(f'q{n}' for n in range(len(shown)))}", *rules]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +130,17 @@ class PassageRetriever:
 
     Args:
         k: passages at most; fewer where they don't fit the model's context.
+        sentences: of all passages together, at most; None: whole passages.
 
-    Raises UsageError for k below 1.
+    Raises UsageError for k or sentences below 1.
     """
 
-    def __init__(self, index: Searches, k: int = DEFAULT_K):
+    def __init__(self, index: Searches, k: int = DEFAULT_K, sentences: int | None = None):
         if k < 1:
             raise UsageError(f"k: at least 1 passage is needed, {k} asked for")
-        self.index, self.k = index, k
+        if sentences is not None and sentences < 1:
+            raise UsageError(f"--sentences: at least 1 is needed, {sentences} given")
+        self.index, self.k, self.sentences = index, k, sentences
 
     def warm(self) -> None:
         """Load what searches need, and compare the encoder, before the first question. Raises what `Index.search` raises."""
@@ -132,7 +154,7 @@ class PassageRetriever:
             raise DataError("an index answers questions: the last message must be a user's, with text")
         hits = self.index.search(question, self.k)
         for kept in range(len(hits), 0, -1):
-            grounded = [*before, {**last, "content": prompt(question, hits[:kept])}]
+            grounded = [*before, {**last, "content": prompt(question, hits[:kept], self.sentences)}]
             if fits(grounded):
                 return Grounding(messages=grounded, hits=tuple(hits[:kept]))
         return Grounding(messages=[*before, {**last, "content": prompt(question, ())}], hits=())

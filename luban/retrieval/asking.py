@@ -10,7 +10,7 @@ from luban.core.metrics.answers import contains_answer, exact_match, f1
 from luban.core.metrics.bootstrap import interval
 from luban.generate.sampling import Sampling
 from luban.load.model import LoadedModel
-from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, says_nothing, without_marks
+from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, quotes, says_nothing, without_marks
 from luban.retrieval.index import Searches
 from luban.retrieval.questions import Question
 from luban.serve.engine import Engine
@@ -33,14 +33,22 @@ class Asker:
     Args:
         model: one that writes text, with a tokenizer.
         k: passages it is given at most; None: 5.
+        sentences: of these passages that it is given at most; None: whole passages.
+        quote: hold answers to consecutive words of what the model reads.
     """
 
-    def __init__(self, index: Searches, model: LoadedModel, k: int | None = None, max_tokens: int = ANSWER_TOKENS):
-        self.retriever, self.model, self.max_tokens = (
-            PassageRetriever(index, DEFAULT_K if k is None else k),
-            model,
-            max_tokens,
-        )
+    def __init__(
+        self,
+        index: Searches,
+        model: LoadedModel,
+        k: int | None = None,
+        max_tokens: int = ANSWER_TOKENS,
+        *,
+        sentences: int | None = None,
+        quote: bool = False,
+    ):
+        self.retriever = PassageRetriever(index, DEFAULT_K if k is None else k, sentences)
+        self.model, self.max_tokens, self.quote = model, max_tokens, quote
         self.engine = Engine(model)
 
     def _tokens(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -56,7 +64,9 @@ class Asker:
         grounding = self.retriever.ground(messages, lambda m: len(self._tokens(m)) <= longest)
         if not grounding.hits:
             return Answer(text=NOTHING, citations=(), written=NOTHING)
-        sampling = Sampling(max_tokens=self.max_tokens, temperature=0.0)
+        structure = quotes(question, grounding.hits, self.retriever.sentences) if self.quote else None
+        least = 1 if self.quote else 0  # no words at all are a quotation to the grammar, too
+        sampling = Sampling(max_tokens=self.max_tokens, min_tokens=least, temperature=0.0, structure=structure)
         (result,) = self.engine.generate([self._tokens(grounding.messages)], sampling)
         written = result.choices[0].text.strip()
         citations = grounding.cited(written)

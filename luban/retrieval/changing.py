@@ -22,6 +22,7 @@ from luban.core.artifact import MANIFEST, Manifest, open_artifact, write_json
 from luban.core.config import from_dict
 from luban.core.errors import ArtifactError, DataError, LineageError
 from luban.core.hashing import file_sha256
+from luban.core.log import warn
 from luban.retrieval.building import IndexConfig, figures_of, identified, open_segments, remembered, write_segments
 from luban.retrieval.documents import DocumentReader
 from luban.retrieval.index import KIND, SEGMENTS, Index
@@ -35,6 +36,7 @@ def change_index(
     reader: DocumentReader | None = None,
     remove: Sequence[str] = (),
     *,
+    sync: bool = False,
     encoder: str | Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def change_index(
 
     Args:
         remove: ids of documents (the `source` of passages), or patterns of them such as `notes/*`.
+        sync: remove the documents that folders of the reader no longer give; else a warning names them.
         encoder: where the encoder that built the index is now, which the index remembers when something is added; None: where
             it was.
 
@@ -75,7 +78,18 @@ def change_index(
         segments = open_segments(path / SEGMENTS)
         added = segments[len(before) :]
         names = {name for segment in added for name, _, _ in segment.documents}
-        replaced = _replace(before, present, names, reader, index.manifest) if reader is not None else 0
+        replaced = 0
+        if reader is not None:
+            replaced = _replace(before, present, names, reader, index.manifest)
+            gone = _gone(before, present, names, reader)
+            if sync:
+                removed += len(gone)
+                present[[place for here in gone.values() for place in range(here.start, here.stop)]] = False
+            elif gone:
+                warn(
+                    f"{path} keeps {len(gone)} documents that {', '.join(reader.folders)} gives no longer, such as "
+                    f"'{next(iter(gone))}': --sync removes them, too"
+                )
         present = np.concatenate([present, np.ones(sum(map(len, added)), dtype=bool)])
         if not present.any():
             raise DataError(f"nothing would be left of {path}: remove the folder instead")
@@ -186,7 +200,7 @@ def _replace(
     other rows of files that were read again, and what was read under another label.
     """
     origins, superseded = manifest.settings.get("origins", {}), reader.superseded
-    first, replaced = 0, 0
+    first, replaced, coinciding = 0, 0, list[str]()
     for segment in segments:
         for document, start, stop in segment.documents:
             here = slice(first + start, first + stop)
@@ -196,8 +210,29 @@ def _replace(
             if again and present[here].any():
                 present[here] = False
                 replaced += 1
+                coinciding += [document] if document in names and _label_of(document, reader.origins) is None else []
         first += len(segment)
+    others = sorted(set(manifest.config["sources"]) - set(reader.labels))
+    if coinciding and others:  # else it is what they were read from that was read again
+        warn(
+            f"{len(coinciding)} documents of {', '.join(reader.labels)} take the place of documents with the same ids, such as "
+            f"'{coinciding[0]}', which may be those of {', '.join(others)}: documents with the same id are one to an index"
+        )
     return replaced
+
+
+def _gone(
+    segments: Sequence[Segment], present: np.ndarray, names: Collection[str], reader: DocumentReader
+) -> dict[str, slice]:
+    """The documents in folders that were read again which weren't found there: their ids, and where their passages are."""
+    folders, found, first = tuple(f"{label}/" for label in reader.folders), dict[str, slice](), 0
+    for segment in segments:
+        for document, start, stop in segment.documents:
+            here = slice(first + start, first + stop)
+            if document.startswith(folders) and document not in names and present[here].any():
+                found[document] = here
+        first += len(segment)
+    return found
 
 
 def _merged(manifest: Manifest, reader: DocumentReader) -> tuple[Any, ...]:

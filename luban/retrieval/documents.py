@@ -74,6 +74,11 @@ class DocumentReader:
         ]
 
     @property
+    def folders(self) -> list[str]:
+        """Labels of the folders that are read."""
+        return [s.label for s in self.sources if s.kind == "folder"]
+
+    @property
     def origins(self) -> dict[str, str]:
         """Label → whole path of the files and folders that are read: what `known` takes."""
         return {s.label: str(Path(s.name).resolve()) for s in self.sources if not is_builtin(s)}
@@ -102,6 +107,8 @@ class DocumentReader:
             licensed = self.census.licensed(document)
             self.census.add(licensed)
             yield unique(licensed)
+        if unique.renamed and len(self.corpora) > 1:
+            warn(f"{unique.renamed} documents have ids that others have: #2, #3, … stands behind theirs in the index")
         for what, count in self.tally.unusable.items():
             warn(f"not indexed: {count} {what}, such as {self.tally.unusable_samples[what][0]}")
         if not found:

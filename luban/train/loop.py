@@ -22,6 +22,7 @@ from luban.data.loader import Loader
 from luban.kernels import dispatch, gated
 from luban.parallel.engine import InFlightStep, StepResult, TrainEngine
 from luban.parallel.memory_limits import peak_memory
+from luban.parallel.remat.scheduled import schedule_figures
 from luban.train.account import RunAccount
 from luban.train.budget import StepCount
 from luban.train.conflict import GradientConflict
@@ -105,8 +106,7 @@ class Loop:
         self.profile = (
             Profile(art.path, train.profile, self.engine.device) if train.profile and self.world.is_main else None
         )
-        # submitted and not yet synchronized, with their learning-rate factors
-        self.in_flight: deque[tuple[float, InFlightStep]] = deque()
+        self.in_flight: deque[tuple[float, InFlightStep]] = deque()  # submitted steps, with their learning-rate factors
         self.spikes = SpikeDetector(self.recipe.spikes)
         self.batches: Iterator[Batch] = iter(())
         on_cuda = self.engine.device.type == "cuda"
@@ -192,7 +192,7 @@ class Loop:
         self._count(result)
         now = self.clock()
         if not self.step_seconds:
-            self._report_kernels()
+            self._report_first_step()
         self.step_seconds.append(now - self.synchronized_at)
         self._fix_steps(now - self.synchronized_at, bar)
         self.synchronized_at = now
@@ -230,12 +230,12 @@ class Loop:
         metrics.write(step=step, back_to=at.step, left_out=at.left_out)
         warn(f"spike at step {step}: {spike}: going on from the checkpoint of step {last} with batch {past + 1}")
 
-    def _report_kernels(self) -> None:
-        """Log and record the kernels picked while tracing."""
+    def _report_first_step(self) -> None:
+        """Log and record the kernels picked while tracing, and record what schedules of rematerialisation keep."""
         picked = [*dispatch.report(), *gated.report()]
         for line in picked:
             say(line)
-        self.art.note(kernels=picked)
+        self.art.note(kernels=picked, **schedule_figures(self.engine.module))
 
     def _elapsed(self) -> float:
         """Training seconds of the run so far, earlier sessions included."""
@@ -263,7 +263,7 @@ class Loop:
         at, train = self.state.progress, self.recipe.train
         now = self.clock()
         rate = (at.tokens - self.row_tokens) / max(now - self.row_time - self.overhead_seconds, 1e-9)
-        told = self.recipe.objective.told({"loss": result.loss, **result.metrics})
+        told = self.recipe.objective.told({"loss": result.loss, **result.metrics, **at.scores})
         bar.advance(1, f"{told}  {count(float(rate))} tokens/s")
         step = self.synchronized
         if not ends and step % train.log_every and step != 1 and step != self.count.total(step):

@@ -22,11 +22,15 @@ class Validation:
     seq_len: int  # input tokens a row: what a token is predicted from, at the most
     bits_per_byte: float | None  # None where bytes mean nothing: conversations with a mask
     tasks: Mapping[str, float] = field(default_factory=dict)  # loss of each of several tasks
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  # means of what else the loss module measures, of one task
 
     def row(self) -> dict[str, float]:
         """As a row of metrics."""
         row = {"heldout_loss": self.loss, "heldout_tokens": self.tokens, "heldout_seq_len": self.seq_len}
         row |= {f"heldout_loss/{name}": loss for name, loss in self.tasks.items()}
+        row |= {f"heldout_{name}": mean for name, mean in self.metrics.items()}
         return row if self.bits_per_byte is None else {**row, "bits_per_byte": self.bits_per_byte}
 
 
@@ -84,25 +88,35 @@ class Validator:
     def __call__(self, engine: TrainEngine) -> Validation:
         """Measure."""
         if not self.tasks:
-            mean, tokens = self._mean(engine, self.batches_once())
-            return Validation(loss=mean, tokens=tokens, seq_len=self.seq_len, bits_per_byte=self._bits_per_byte(mean))
+            mean, tokens, metrics = self._mean(engine, self.batches_once())
+            return Validation(
+                loss=mean,
+                tokens=tokens,
+                seq_len=self.seq_len,
+                bits_per_byte=self._bits_per_byte(mean),
+                metrics=metrics,
+            )
         found = {name: self._mean(engine, self.batches_once(rows)) for name, (_, rows) in self.tasks.items()}
         return Validation(
             loss=sum(share * found[name][0] for name, (share, _) in self.tasks.items()),
-            tokens=sum(tokens for _, tokens in found.values()),
+            tokens=sum(tokens for _, tokens, _ in found.values()),
             seq_len=self.seq_len,
             bits_per_byte=None,
-            tasks={name: mean for name, (mean, _) in found.items()},
+            tasks={name: mean for name, (mean, *_) in found.items()},
         )
 
     @staticmethod
-    def _mean(engine: TrainEngine, batches: Iterator[Batch]) -> tuple[float, int]:
-        """(mean loss, trained tokens) of some batches."""
-        total, tokens = 0.0, 0
+    def _mean(engine: TrainEngine, batches: Iterator[Batch]) -> tuple[float, int, dict[str, float]]:
+        """(mean loss, trained tokens, means of metrics) of some batches."""
+        total, tokens, metrics = 0.0, 0, dict[str, tuple[float, float]]()
         for batch in batches:
-            summed, targets = engine.evaluate(batch)
-            total, tokens = total + summed, tokens + targets
-        return total / max(tokens, 1), tokens
+            found = engine.evaluate(batch)
+            total, tokens = total + found.loss, tokens + found.targets
+            for name, (part, count) in found.metrics.items():
+                before, counted = metrics.get(name, (0.0, 0.0))
+                metrics[name] = before + part, counted + count
+        means = {name: summed / count for name, (summed, count) in metrics.items() if count}
+        return total / max(tokens, 1), tokens, means
 
     def _bits_per_byte(self, mean: float) -> float | None:
         if self.shards.has_mask or self.rows is not None or not self.shards.bytes:

@@ -7,12 +7,9 @@ from the state that another plan left.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +19,7 @@ import torch
 import torch.distributed as dist
 import warm
 from drawn import SEED as DRAW
-from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, mixtures, packed_batch
+from spread import NAMES, PROCESSES, ROWS, ZOO, engine, join, joined, train
 
 from luban.checkpoint.checkpoint import Checkpoint
 from luban.checkpoint.reader import CheckpointReader
@@ -30,20 +27,15 @@ from luban.checkpoint.saver import CheckpointSaver
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
-from luban.models.spec import spec_to_dict, uniform
-from luban.nn.feedforward.gated import SwiGLU
-from luban.nn.mixer.grouped import Grouped
-from luban.nn.moe.top_k import TopK
-from luban.objectives.causal import Causal
+from luban.models.spec import spec_to_dict
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.engine import TrainEngine
+from luban.parallel.engine import HeldOut, TrainEngine
 from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
 
-SEED, ROWS, PROCESSES = 3, 8, 4
 FEW_FAMILIES = 4  # in every test run
 STEPS, MORE_STEPS, MANY_STEPS = 2, 6, 20  # of a drawn sample in every test run, of all plans, of a drawn sample
 PLANS = [
@@ -85,54 +77,6 @@ PLANS = [
 ]
 
 
-def odd_batch(rows: int, rng: np.random.Generator) -> Batch:
-    """Rows of an odd number of tokens."""
-    batch = packed_batch(rows, rng)
-    return Batch(**{name: array[:, : TOKENS - 1] for name, array in vars(batch).items()})
-
-
-UNEVEN = Family(  # heads, key heads, inner width, vocabulary and tokens that neither 2 nor 4 processes divide evenly
-    uniform(
-        **PLAIN,
-        layers=5,
-        mixer=Grouped(heads=6, kv_heads=2, head_dim=6, qkv_bias=True, output_bias=True),
-        feedforward=SwiGLU(width=50, bias=True),
-        tied_head=True,
-    ),
-    Causal(smoothing=0.1, z_loss=1e-2),
-    odd_batch,
-)
-MIXTURES = mixtures(TopK(balance=0.1, z_loss=0.01), "swiglu")  # the last layer is one, the layer before it isn't
-LATE_MIXTURE = Family(replace(MIXTURES, layers=MIXTURES.layers[1:]), Causal(), packed_batch)
-ZOO = {name: family for name, family in FAMILIES.items() if name not in ("recurrent-tape", "elmo-table")}
-ZOO["uneven"] = UNEVEN
-ZOO["late-mixture"] = LATE_MIXTURE
-NAMES = list(ZOO)
-
-
-def engine(name: str, plan: ParallelPlan, world: World, **execution) -> TrainEngine:
-    # A bias of keys has no gradient but rounding, which Adam's usual eps would make steps of full size of.
-    settings = {"precision": "fp64", "accumulate": 2, "clip": 0.5, "eps": 1e-4, **execution}
-    return engine_of(ZOO[name], seed=SEED, plan=plan, world=world, **settings)
-
-
-def train(trained: TrainEngine, name: str, first: int, past: int) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of the steps from `first` to before `past`."""
-    found = []
-    for step in range(first, past):
-        batch, share = ZOO[name].batch(ROWS, np.random.default_rng([SEED, step])), step % 2 == 1
-        result = trained.synchronize(trained.submit(share_of(batch, trained) if share else batch, share=share))
-        found.append((result.loss, result.grad_norm))
-    return found
-
-
-def share_of(batch: Batch, trained: TrainEngine) -> Batch:
-    """The rows that a loader gives this process."""
-    world, pieces = trained.world, trained.accumulate * trained.world.plan.microbatches
-    rows = np.arange(ROWS).reshape(pieces, world.plan.readers, -1)[:, world.reader].reshape(-1)
-    return type(batch)(**{name: array[rows] for name, array in vars(batch).items()})
-
-
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-3))
 
@@ -156,8 +100,8 @@ class Reference(NamedTuple):
 
     curve: list[tuple[float, float]]
     state: dict[str, dict[str, torch.Tensor]]
-    heldout: tuple[float, int]
-    uneven: tuple[float, int]  # of a number of rows that nothing divides
+    heldout: HeldOut
+    uneven: HeldOut  # of a number of rows that nothing divides
 
 
 def heldout(name: str, rows: int) -> Batch:
@@ -177,12 +121,6 @@ def references(names: list[str], rank: int, steps: int) -> dict[str, Reference]:
     found: list[dict[str, Reference]] = [{}] * PROCESSES
     dist.all_gather_object(found, mine)
     return {name: one for part in found for name, one in part.items()}
-
-
-@cache
-def joined(plan: ParallelPlan) -> World:
-    """The processes under a plan; their groups are made once."""
-    return World.join(plan, torch.device("cpu"))
 
 
 def through_disk(first: TrainEngine, second: TrainEngine, name: str) -> None:
@@ -218,8 +156,11 @@ def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) ->
     state = engines[1].state_dict()
     errors = {"curve": float(np.abs(np.array(found) / np.array(right.curve) - 1).max())}
     for what, rows in (("heldout", ROWS), ("uneven", ROWS - 1)):
-        (total, targets), (wanted, wanted_targets) = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
-        errors[what] = abs(total / wanted - 1) + (targets != wanted_targets)
+        measured, wanted = engines[1].evaluate(heldout(name, rows)), getattr(right, what)
+        errors[what] = abs(measured.loss / wanted.loss - 1) + (measured.targets != wanted.targets)
+        assert measured.metrics.keys() == wanted.metrics.keys()
+        for metric, counted in wanted.metrics.items():
+            assert measured.metrics[metric] == pytest.approx(counted, rel=1e-4), metric
     for part in ("model", "optimizer"):
         assert state[part].keys() == right.state[part].keys()
         errors[part] = max(relative(state[part][key], value) for key, value in right.state[part].items())
@@ -298,12 +239,6 @@ def saved_after_validation(zero: int) -> bool:
     )
 
 
-def join(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
-
-
 def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
     join(rank, folder)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
@@ -374,28 +309,3 @@ def test_every_plan_and_family_equals_one_process(tmp_path):
         plans = plans_of(name)
         cases += [(name, plan, other) for plan, other in zip(plans, plans[1:] + plans[:1], strict=True)]
     check(cases, run(tmp_path, cases, MORE_STEPS))
-
-
-COMPILED = [
-    {"replicate": 2, "tensor": 2},
-    {"shard": 2, "tensor": 2, "remat": "full"},
-    {"pipeline": 2, "replicate": 2, "microbatches": 2},
-    {"context": 2, "replicate": 2},
-]
-
-
-def compiled_worker(rank: int, folder: str) -> None:
-    join(rank, folder)
-    right, errors = train(engine("decoder", ParallelPlan(), World(), precision="fp32"), "decoder", 0, 2), []
-    for plan in (ParallelPlan(**fields) for fields in COMPILED):
-        found = train(engine("decoder", plan, joined(plan), precision="fp32", compile=True), "decoder", 0, 2)
-        errors.append(float(np.abs(np.array(found) / np.array(right) - 1).max()))
-    Path(folder, f"{rank}.json").write_text(json.dumps(errors))
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_compiled_plans_equal_one_process_in_fp32(tmp_path):
-    warm.processes(compiled_worker, PROCESSES, str(tmp_path))
-    for rank in range(PROCESSES):
-        assert max(json.loads((tmp_path / f"{rank}.json").read_text())) < 1e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,33 @@ def test_kept_rows_of_adapters_are_compared_with_those_of_their_own_settings_alo
     with pytest.raises(SystemExit, match=rf"rows.json was made with {others[0][2:]} .* \(now .*\): give another --out"):
         benchmark("adapters", *words, "peft", *others, **found)
     assert ran == ["luban", "luban-nf4"]
+
+
+@pytest.mark.parametrize(("given", "jobs", "threads"), [("1", 1, 1), ("3", 4, 3), ("", 1, 8), ("", 3, 2), ("", 64, 1)])
+def test_jobs_of_the_chomsky_benchmark_take_as_many_threads_as_they_are_given(
+    benchmark, monkeypatch, capsys, given, jobs, threads
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    used = []
+
+    class Pool:
+        """In the place of processes."""
+
+        def __init__(self, count, context, initializer, initargs):
+            used.extend([count, *initargs])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, *_):
+            return []
+
+    benchmark("chomsky", "--tasks", "parity", "--models", "rnn", "--jobs", jobs, ProcessPoolExecutor=Pool)
+    assert used == [jobs, threads] and f", {threads} threads each" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

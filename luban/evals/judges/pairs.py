@@ -148,29 +148,30 @@ def read_pairs(file: Path, limit: int = 0) -> list[Match]:
     for number, row in read_rows(file):
         if limit and len(found) == limit:
             break
-        prompt = _text(row, PROMPTS)
         if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
             row = {
+                "prompt": _text(row, PROMPTS),
                 "output_1": row["chosen"],
                 "output_2": row["rejected"],
                 "generator_1": "chosen",
                 "generator_2": "rejected",
+                "preference": 1,
             }
-            row["preference"] = 1
-        first, second = row.get("output_1"), row.get("output_2")
-        if prompt is None or not isinstance(first, str) or not isinstance(second, str):
-            raise DataError(
-                f"{file}:{number}: a row needs instruction, output_1 and output_2, or prompt, chosen and rejected"
-            )
-        preference = row.get("preference", row.get("preferred"))
-        human = None if preference is None else preference_of(preference, f"{file}:{number}")
-        names = [str(row.get(f"generator_{n}", f"output_{n}")) for n in (1, 2)]
-        found.append(
-            Match(id=str(number), prompt=prompt, first=names[0], second=names[1], answers=(first, second), human=human)
-        )
+        found.append(match_of(row, str(number), f"{file}:{number}"))
     if not found:
         raise DataError(f"{file} holds no pair")
     return found
+
+
+def match_of(row: dict[str, Any], name: str, where: str) -> Match:
+    """A row as AlpacaEval writes it. Raises DataError for another, with `where` it stands."""
+    prompt, first, second = _text(row, PROMPTS), row.get("output_1"), row.get("output_2")
+    if prompt is None or not isinstance(first, str) or not isinstance(second, str):
+        raise DataError(f"{where}: a row needs instruction, output_1 and output_2, or prompt, chosen and rejected")
+    preference = row.get("preference", row.get("preferred"))
+    human = None if preference is None else preference_of(preference, where)
+    names = [str(row.get(f"generator_{n}", f"output_{n}")) for n in (1, 2)]
+    return Match(id=name, prompt=prompt, first=names[0], second=names[1], answers=(first, second), human=human)
 
 
 class LabelJudge:

@@ -120,9 +120,10 @@ class ClassAttention(nn.Module):
             q_BHTD, k_BHTD = ctx.rotation.apply_rotary(q_BHTD, k_BHTD)
         if self.config.window == 1:
             return v_BHTD
-        positions_BT = ctx.rows.counted(q_BHTD)
-        gaps_H = torch.tensor(self.dilations, device=positions_BT.device)
-        classes_BHT = (positions_BT[:, None] % gaps_H[:, None]).expand(q_BHTD.shape[0], -1, -1)
+        positions_BT = ctx.rows.counted(q_BHTD).long()
+        # each gap is an operation's argument: a tensor of them would be copied to the device, which the host would wait for
+        of_gap = {gap: positions_BT % gap for gap in set(self.dilations)}
+        classes_BHT = torch.stack([of_gap[gap] for gap in self.dilations], 1).expand(q_BHTD.shape[0], -1, -1)
         classes_BHT = by_document(classes_BHT[:, :, None], max(self.dilations), ctx.rows).squeeze(2)
         options = {"span": self.config.span, "causal": self.causal, "scale": q_BHTD.shape[-1] ** -0.5, "shared": False}
         of_all = bucket_attention

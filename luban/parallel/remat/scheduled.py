@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +16,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from luban.core.log import say
 from luban.models.stack import TransformerStack
 from luban.nn.context import LayerContext
+from luban.parallel.compile import stacks_of
 from luban.parallel.remat.executor import RandomState, ScheduledRun, Stage
 from luban.parallel.remat.host import Streams, Transfers, host_bandwidth
 from luban.parallel.routers import routers_of
 from luban.parallel.world import World
 from luban.planner.remat.chain import Chain, Operation
 from luban.planner.remat.pofo import Transfer, pofo
-from luban.planner.remat.schedules import budget_bytes, schedule_of, summary
+from luban.planner.remat.schedules import Solved, budget_bytes, schedule_of
 
 MEASURED = 2  # runs of each layer: the first warms up
 
@@ -55,6 +58,7 @@ class ScheduledLayers:
         self.divided, self.agree, self.announced = divided, agree, announced
         self.schedules: dict[tuple[object, ...], tuple[Sequence[Operation], Sequence[Transfer]]] = {}
         self.streams: Streams | None = None
+        self.solved: Solved | None = None  # of the first shape: further ones have schedules like it
 
     def run(self, blocks: Sequence[tuple[nn.Module, LayerContext]], x_BTE: Tensor) -> Tensor:
         """(B, T, E) → (B, T, E) through the blocks."""
@@ -90,8 +94,12 @@ class ScheduledLayers:
             transfers = found.transfers
         else:
             found = schedule_of(self.remat, chain, self.budget)
-        if self.announced and not self.schedules:  # further shapes have schedules like the first one's
-            say(f"plan.remat {self.remat}: {summary(chain, found.operations, found.peak, len(transfers))}")
+        if self.solved is None:
+            self.solved = Solved.of(
+                self.remat, self.budget, chain, found.operations, found.peak, transfers=len(transfers)
+            )
+            if self.announced:
+                say(f"plan.remat {self.remat}: {self.solved}")
         return found.operations, transfers
 
 
@@ -117,6 +125,14 @@ def schedule_stacks(
             agree=agree,
         )
         stack.blocks.use_remat(layers)
+
+
+def schedule_figures(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """`schedules`, what the one of each of this process's stacks keeps and computes again, for the manifest of a run; none
+    without schedules."""
+    ran = [stack.blocks.remat for stack in stacks_of(model)]
+    found = [asdict(each.solved) for each in ran if isinstance(each, ScheduledLayers) and each.solved is not None]
+    return {"schedules": found} if found else {}
 
 
 def _agreed(world: World, chain: Chain, bandwidth: float) -> tuple[Chain, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, floor, log10
 
 from luban.core.errors import ConfigError
+from luban.core.plan import BUDGETED
 from luban.core.units import bytes_, counted, share_or_size
 from luban.planner.remat.chain import Chain, Operation, Schedule, save_everything
 from luban.planner.remat.rotor import least_memory, rotor
@@ -55,14 +57,33 @@ def budget_bytes(chain: Chain, budget: str) -> float:
     return share * save_everything(chain).peak if share is not None else size or 0.0
 
 
-def summary(chain: Chain, operations: Sequence[Operation], peak: float, transfers: int = 0) -> str:
-    """What a schedule keeps and computes again, in a line; the chain's sizes are bytes."""
-    again = sum(op.action.startswith("forward") for op in operations) - len(chain)
-    text = (
-        f"{bytes_(peak)} of the {bytes_(save_everything(chain).peak)} that saving everything takes, "
-        f"{counted(again, 'forward pass', 'forward passes')} of {counted(len(chain), 'layer')} repeated"
-    )
-    return text + f", {counted(transfers, 'tensor')} sent to the host and back" * bool(transfers)
+@dataclass(frozen=True)
+class Solved:
+    """What the schedule of a stack's layers keeps and computes again."""
+
+    remat: str
+    budget: str  # as given; "" where the schedule isn't solved for one
+    peak_bytes: float  # most that is held at once of a micro-batch
+    everything_bytes: float  # the same of a schedule that saves everything
+    layers: int
+    repeated: int  # forward passes of layers beyond one each
+    transfers: int  # tensors sent to the host and back
+
+    @staticmethod
+    def of(
+        remat: str, budget: str, chain: Chain, operations: Sequence[Operation], peak: float, transfers: int = 0
+    ) -> Solved:
+        """Of a chain whose sizes are bytes."""
+        repeated = sum(op.action.startswith("forward") for op in operations) - len(chain)
+        everything = save_everything(chain).peak
+        return Solved(remat, budget if remat in BUDGETED else "", peak, everything, len(chain), repeated, transfers)
+
+    def __str__(self) -> str:
+        text = (
+            f"{bytes_(self.peak_bytes)} of the {bytes_(self.everything_bytes)} that saving everything takes, "
+            f"{counted(self.repeated, 'forward pass', 'forward passes')} of {counted(self.layers, 'layer')} repeated"
+        )
+        return text + f", {counted(self.transfers, 'tensor')} sent to the host and back" * bool(self.transfers)
 
 
 def _rounded_up(size: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from luban.align.feedback import Feedback, conditioned_prompt, convert, standard
 from luban.align.preferences import read_groups
 from luban.core import log
 from luban.core.errors import DataError
+from luban.evals.judges.pairs import read_pairs
 
 SCORED = {"prompt": "q", "responses": ["bad", "good", "fair"], "scores": [1, 9, 5]}
 CRITIQUE = {"prompt": "q", "response": "bad", "critique": "It is bad.", "revision": "good"}
@@ -57,6 +59,29 @@ def test_conditioning_asks_for_the_score_that_the_response_has(tmp_path):
     assert conditioned_prompt("q", most, most)[0]["content"] == asked["good"]
 
 
+def test_pairs_as_alpaca_eval_publishes_them_are_those_that_judges_read(tmp_path):
+    draw = random.Random(5)
+    rows: list[dict] = [
+        {
+            "instruction": f"q{i}",
+            "output_1": f"a{i}",
+            "output_2": f"b{i}",
+            "generator_2": "other",
+            "annotator": draw.choice(["x", "y"]),
+            draw.choice(["preference", "preferred"]): draw.choice([0, 1, 1.2, 1.5, 1.8, 2]),
+        }
+        for i in range(60)
+    ]
+    pairs = converted(tmp_path, *rows, use="pairs")
+    matches = [each for each in read_pairs(tmp_path / "in.jsonl") if each.human != "tie"]
+    wanted = [each.answers if each.human == "first" else each.answers[::-1] for each in matches]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs] == [
+        (each.prompt, *texts) for each, texts in zip(matches, wanted, strict=True)
+    ]
+    assert 0 < len(pairs) < 60 and len(list(read_groups(tmp_path / "out.jsonl"))) == len(pairs)
+    assert said(converted(tmp_path, *rows, use="preferred")) == [texts[0] for texts in wanted]
+
+
 def test_scores_are_standardised_by_annotator(tmp_path):
     """A strict and a lenient annotator who agree up to a shift and a factor label the same responses as wanted."""
     draw = np.random.default_rng()
@@ -96,6 +121,15 @@ def test_feedback_that_a_use_can_not_take_is_refused(tmp_path):
         ({"prompt": "q"}, r"in\.jsonl:1: a row needs"),
         ({**SCORED, "scores": ["high", 2, 3]}, r"in\.jsonl:1: ranks and scores are finite numbers"),
         ({**SCORED, "responses": "bad"}, r"in\.jsonl:1: responses need a list"),
+        (
+            {"instruction": "q", "output_1": "a", "output_2": "b"},
+            r"in\.jsonl:1: a pair needs its preference .*luban annotate",
+        ),
+        (
+            {"instruction": "q", "output_1": "a", "preference": 1},
+            r"in\.jsonl:1: a row needs instruction, output_1 and output_2",
+        ),
+        ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 7}, r"in\.jsonl:1: a preference is 1, 2"),
         ({**CRITIQUE, "response": 3}, r"in\.jsonl:1: a prompt or an answer is text"),
     ):
         with pytest.raises(DataError, match=message):

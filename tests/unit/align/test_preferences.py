@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counted import HostTensors
 from training_data import cut, tensors
 
 from luban.align.preferences import as_preference_shards, tokenise
@@ -162,7 +163,9 @@ def test_padding_and_accumulation_change_no_ranking_loss(tiny_checkpoint, shards
     loss = Ranking(margin="large").loss(module)
     rows = PreferenceRows(shards, 64)
     batch = tensors(rows.gather(np.arange(4)))
-    whole = loss(batch)
+    with HostTensors() as made:
+        whole = loss(batch)
+    assert made.count == 0
     parts = [loss(part) for part in cut(batch, 2)]
     assert float(whole.sum) == pytest.approx(sum(float(p.sum) for p in parts), rel=1e-4)
     alone = [float(module(torch.from_numpy(shards.document(i).astype(np.int64))[None])) for i in range(8)]
@@ -178,6 +181,15 @@ def test_kto_takes_unpaired_rows(model, tmp_path):
     found = objective.loss(model.module)(batch)
     found.sum.backward()
     assert torch.isfinite(found.sum)
+    # what is imitated beside is the answers that are wanted, three of the six
+    with_sft = replace(objective, sft=0.5).loss(model.module)
+    logprobs, lengths = with_sft.answer_logprobs(batch)
+    wanted = batch["ranks"][:, 0] == 1
+    imitated = (logprobs[:, 0] / lengths[:, 0])[wanted]
+    assert len(imitated) == 3
+    assert float((with_sft(batch).sum - found.sum).detach()) == pytest.approx(
+        -0.5 * float(imitated.sum().detach()), rel=1e-4
+    )
     with pytest.raises(
         DataError, match=r"hold 6 single answers .* train on them by luban dpo … --objective\.method\.type kto"
     ):

@@ -191,6 +191,45 @@ def test_preferred_answers_become_likelier_than_others(tiny_checkpoint, pairs, t
         assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)  # policy and reference are equal
 
 
+def answer_logprob(model, ids: list[int], mask: np.ndarray) -> float:
+    """Of the answer's tokens, by whole logits in float64."""
+    tokens = torch.tensor([ids])
+    logprobs = model.module(tokens).double().log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[:, 0]
+    return float(logprobs[torch.from_numpy(mask[1:] != 0)].sum().detach())
+
+
+def test_held_out_accuracy_and_margin_are_those_of_the_held_out_pairs(tiny_checkpoint, pairs, tmp_path):
+    recipe = preferring(tiny_checkpoint, pairs)
+    recipe = replace(
+        recipe,
+        train=replace(recipe.train, steps=8),
+        validation=replace(recipe.validation, every=4, batches=0),
+    )
+    run = dpo(recipe, tmp_path / "run")
+    measured = [
+        row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "heldout_loss" in row
+    ]
+    assert [row["step"] for row in measured] == [4, 8] and measured[1]["heldout_loss"] < measured[0]["heldout_loss"]
+    heldout = Shards.open(next((tmp_path / "run.data").glob("preferences-*")), "heldout")
+    policy, reference = load_model(run), load_model(tiny_checkpoint)
+    margins = []
+    for first in Groups.open(heldout).first[:-1]:
+        chosen, rejected = (
+            answer_logprob(policy, ids, mask) - answer_logprob(reference, ids, mask)
+            for ids, mask in (
+                (heldout.document(i).tolist(), np.asarray(heldout.mask[heldout.offsets[i] : heldout.offsets[i + 1]]))
+                for i in (first, first + 1)
+            )
+        )
+        margins.append(chosen - rejected)
+    assert measured[1]["heldout_reward_margin"] == pytest.approx(np.mean(margins), abs=1e-3)
+    assert measured[1]["heldout_accuracy"] == np.mean(np.array(margins) > 0)
+    figures = read_manifest(run).figures
+    assert figures["heldout_accuracy"] == measured[1]["heldout_accuracy"]
+    told = recipe.objective.told({"loss": 0.5, **measured[1]})
+    assert f"heldout_accuracy {measured[1]['heldout_accuracy']:.3f}" in told and "heldout_reward_margin" in told
+
+
 def test_an_infinite_tie_stays_at_the_reference(tiny_checkpoint, pairs, tmp_path):
     recipe = preferring(tiny_checkpoint, pairs, type="dpo", beta=0.0)
     run = dpo(replace(recipe, optim=replace(recipe.optim, weight_decay=0.0)), tmp_path / "run")

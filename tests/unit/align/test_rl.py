@@ -11,6 +11,7 @@ import pytest
 
 from luban.adapters.lora import LoRA
 from luban.align.policy_config import GRPO, PPO, RLOO, Scored
+from luban.align.preferences import heldout_prompts
 from luban.align.rl import RLRecipe, rl
 from luban.checkpoint.manager import CheckpointManager
 from luban.core.artifact import read_manifest
@@ -170,3 +171,15 @@ def test_rloo_penalises_the_divergence_of_the_whole_answer():
     scored = Scored(scores=np.array([1.0, 0.0]), mask=mask, kl=kl, values=np.zeros((2, 3)), beta=0.25)
     advantages, _ = RLOO(samples=2).advantages(scored)
     assert advantages[0].tolist() == [0.5] * 3 and advantages[1].tolist() == [-0.5] * 3
+
+
+def test_prompts_of_which_none_is_held_out_are_said_once(recipe, tmp_path, capsys):
+    few = tmp_path / "few.jsonl"
+    prompts = [f"say {i}" for i in range(3)]
+    assert not heldout_prompts(prompts, recipe.train.seed)
+    few.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    recipe = replace(recipe, data=replace(recipe.data, path=str(few)), validation=replace(recipe.validation, every=1))
+    out = rl(replace(recipe, train=replace(recipe.train, steps=1)), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.count("without validation") == 1 and "held-out reward" not in said and "they are too few" in said
+    assert "heldout_reward" not in metrics(out)[-1]

@@ -14,7 +14,7 @@ from training_data import make_shards, write_conversations
 from luban.align import start as align_start
 from luban.align.sft import SFTRecipe, sft, with_shards
 from luban.cli.main import main
-from luban.core.artifact import open_artifact
+from luban.core.artifact import open_artifact, read_manifest
 from luban.core.config import from_dict
 from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UsageError
 from luban.core.lineage import ancestor
@@ -88,6 +88,28 @@ def test_questions_are_trained_on_too_where_that_is_asked_for(recipe, tmp_path, 
         sft(each, tmp_path / name)
         shown = capfd.readouterr().err
         assert ("«<|user|>" in shown) == (name == "all") == ("<|assistant|>«" not in shown)
+
+
+def test_data_show_shows_all_that_a_run_trained_on(recipe, base, tmp_path, capsys):
+    ready, _ = with_shards(recipe, tmp_path / "cache")
+    shown = []
+    for words in ([], ["--train-on", "all"]):
+        assert main(["data", "show", ready.data.path, "--limit", "0", "--json", *words]) == 0
+        shown.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    answers, everything = shown
+    texts = ["".join(span["text"] for span in spans) for spans in answers]
+    assert texts == ["".join(span["text"] for span in spans) for spans in everything]
+    shards = replace(recipe, train_on="all").trained(Shards.open(ready.data.path))
+    tokenizer = load_tokenizer(base / "tokenizer")
+    assert everything == [document_spans(shards, i, tokenizer) for i in range(shards.documents)]
+    trained = ["".join(span["text"] for span in spans if span["trained"]) for spans in everything]
+    assert all(text.endswith(part) and len(part) >= len(text) - 32 for text, part in zip(texts, trained, strict=True))
+    few = ["".join(span["text"] for span in spans if span["trained"]) for spans in answers]
+    assert all(whole.endswith(part) and len(whole) > len(part) > 0 for whole, part in zip(trained, few, strict=True))
+    made = (manifest.parent for manifest in base.parent.glob("*/manifest.json"))
+    plain = next(str(path) for path in made if read_manifest(path).kind == "shards")
+    assert main(["data", "show", plain, "--train-on", "all"]) == 2
+    assert "holds no conversations" in capsys.readouterr().err
 
 
 def test_tuning_lowers_the_answer_loss_and_knows_its_parents(recipe, base, tmp_path, capfd):

@@ -100,6 +100,55 @@ def test_a_file_and_the_folder_above_it_are_the_same_document(order, tmp_path, c
         assert rows.pop("notes/a.md") == "Cats mew." and list(rows.values()) in (["Dogs bark."], [])
 
 
+def test_what_a_folder_no_longer_holds_is_named_and_removed_by_sync(tmp_path, capsys):
+    notes, index = tmp_path / "notes", str(tmp_path / "index")
+    (notes / "deep").mkdir(parents=True)
+    for name, text in (
+        ("a.md", "Cats purr."),
+        ("b.md", "Dogs bark."),
+        ("deep/c.txt", "Cows moo."),
+        ("d.md", "Hens cluck."),
+    ):
+        (notes / name).write_text(text)
+    (tmp_path / "notes.md").write_text("Owls hoot.")
+    words = "cats dogs cows hens owls"
+    assert main(["rag", "index", str(notes), str(tmp_path / "notes.md"), "--out", index, "--encoder", "bm25"]) == 0
+    (notes / "a.md").unlink()
+    (notes / "deep" / "c.txt").unlink()
+    (notes / "d.md").write_text("")
+    capsys.readouterr()
+    assert main(["rag", "index", str(notes), "--out", index, "--add"]) == 0
+    said = capsys.readouterr().err
+    assert "keeps 3 documents that notes gives no longer, such as 'notes/a.md': --sync removes them" in said
+    kept = {"notes/a.md", "notes/b.md", "notes/deep/c.txt", "notes/d.md", "notes.md"}
+    assert {row["source"] for row in found(capsys, index, words)} == kept
+    assert main(["rag", "index", str(notes), "--out", index, "--sync"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "1 documents added (1 in the place of an earlier one), 3 removed" in said and "keeps" not in said
+    assert {row["source"] for row in found(capsys, index, words)} == {"notes/b.md", "notes.md"}
+    assert main(["rag", "index", "--out", index, "--sync"]) == 2
+    assert "name both or neither" in capsys.readouterr().err
+
+
+def test_documents_of_two_corpora_with_the_same_ids_are_said_to_be_one(tmp_path, capsys):
+    for name, animals in (("one", "Cats Dogs"), ("two", "Cows Hens Owls")):
+        rows = [{"id": str(number), "text": f"{animal} sleep."} for number, animal in enumerate(animals.split())]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(["corpus", "build", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / name)]) == 0
+    one, two, index = str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "index")
+    assert main(["rag", "index", one, "--out", index, "--encoder", "bm25"]) == 0
+    capsys.readouterr()
+    assert main(["rag", "index", one, "--out", index, "--add"]) == 0  # the same corpus again
+    assert "take the place" not in capsys.readouterr().err
+    assert main(["rag", "index", two, "--out", index, "--add"]) == 0
+    said = capsys.readouterr().err
+    assert "2 documents of two take the place of documents with the same ids" in said and "those of one" in said
+    assert {row["text"] for row in found(capsys, index, "sleep")} == {"Cows sleep.", "Hens sleep.", "Owls sleep."}
+    assert main(["rag", "index", one, two, "--out", str(tmp_path / "both"), "--encoder", "bm25"]) == 0
+    assert "2 documents have ids that others have" in capsys.readouterr().err
+    assert len(found(capsys, str(tmp_path / "both"), "sleep")) == 5
+
+
 def test_rows_that_a_file_lost_are_gone(tmp_path, capsys):
     rows, index = tmp_path / "rows.jsonl", tmp_path / "index"
     rows.write_text("".join(json.dumps({"text": f"{animal} sleep."}) + "\n" for animal in ("Cats", "Dogs", "Cows")))
@@ -184,10 +233,30 @@ def test_ask_prints_an_answer_with_citations(index, tiny_checkpoint, capsys):
     assert {"answer", "citations"} <= set(json.loads(capsys.readouterr().out))
 
 
+def test_ask_quotes_a_sentence(index, tiny_checkpoint, capsys):
+    command = [
+        "rag",
+        "ask",
+        str(index),
+        str(tiny_checkpoint),
+        "What is basil?",
+        "--sentences",
+        "1",
+        "--quote",
+        "--json",
+    ]
+    assert main(command) == 0
+    row = json.loads(capsys.readouterr().out)
+    quote = row.get("written", row["answer"])
+    assert any(quote in " ".join(each["text"].split()) for each in found(capsys, str(index), "basil"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["search", "INDEX", "x", "--k", "0"], "at least 1"),
+        (["ask", "INDEX", "MODEL", "x", "--sentences", "0"], "--sentences: at least 1"),
+        (["eval", "INDEX", "QUESTIONS", "--quote"], "--quote does nothing without --model"),
         (["search", "INDEX", ""], "empty query"),
         (["search", "INDEX", "x", "--retriever", "dense"], "no dense vectors"),
         (["search", "missing", "x"], "does not exist"),

@@ -28,6 +28,17 @@ def test_a_field_that_would_change_nothing_is_refused():
         ({"tensor": 2, "schedule": "gpipe"}, "plan.schedule gpipe is for pipelines, and plan.pipeline is 1"),
         ({"stage_layers": (4,)}, "plan.stage_layers is for pipelines"),
         ({"pipeline": 2, "interleave": 4}, "plan.interleave 4 is for another schedule than 1f1b"),
+        (
+            {"remat_budget": "1GB"},
+            "plan.remat_budget 1GB is for rotor and pofo, and plan.remat is none: .*--plan.remat rotor",
+        ),
+        ({"remat": "sqrt", "remat_budget": "30%"}, "and plan.remat is sqrt"),
+        ({"remat": "full", "remat_budget": "30%"}, "and plan.remat is full"),
+        (
+            {"offload": "cpu", "offload_folder": "/fast"},
+            "plan.offload_folder /fast .*plan.offload is cpu: .*--plan.offload disk",
+        ),
+        ({"offload_folder": "/fast"}, "plan.offload is none"),
     ):
         with pytest.raises(ConfigError, match=message):
             ParallelPlan(**fields).check_used()
@@ -35,6 +46,9 @@ def test_a_field_that_would_change_nothing_is_refused():
         {"shard": 2, "zero": 1},
         {"pipeline": 2, "schedule": "gpipe", "stage_layers": (1, 3)},
         {"pipeline": 2, "schedule": "interleaved", "interleave": 4},
+        {"remat": "rotor", "remat_budget": "30%"},
+        {"remat": "pofo", "remat_budget": "2GB"},
+        {"offload": "disk", "offload_folder": "/fast"},
         {},
     ):
         ParallelPlan(**fields).check_used()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counted import HostTensors
 from drawn import drawn
 from families import Family, engine_of, packed_batch
 
@@ -27,9 +28,11 @@ from luban.models.encoder import EncoderBody
 from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.layer import LayerSpec
 from luban.models.spec import ModelSpec, spec_from_dict, spec_to_dict, uniform
+from luban.nn.attention.backend import AttentionBackend
+from luban.nn.context import LayerContext
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.init import NormalInit
-from luban.nn.mixer.dilated import Dilated
+from luban.nn.mixer.dilated import ClassAttention, Dilated
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.mixer.hyena import Hyena
 from luban.nn.mixer.lsh import LSH
@@ -249,6 +252,31 @@ def test_dilated_heads_see_every_so_many_th_token_of_the_document(causal):
             apart = i - j if causal else abs(i - j)
             wanted = 0 <= apart < window * gap and apart % gap == 0 and documents[0, i] == documents[0, j]
             assert bool(gradient[0, j].abs().max() > 1e-12) == bool(wanted), (i, j, window, gap)
+
+
+def test_heads_with_different_gaps_see_tokens_at_multiples_of_their_own():
+    T, heads, gaps = 30, 5, tuple(random.sample(range(1, 6), 3))
+    mixer = Dilated(heads=heads, window=T, dilations=gaps)
+    attention = ClassAttention(mixer, causal=True)
+    q, k, v = (torch.randn(2, heads, T, 4, dtype=torch.float64) for _ in range(3))
+    found = attention(q, k, v, LayerContext(AttentionBackend(), None, None, None, None))
+    apart = torch.arange(T)[:, None] - torch.arange(T)
+    gaps_H = torch.tensor([gaps[h % len(gaps)] for h in range(heads)])
+    seen = (apart >= 0) & (apart % gaps_H[:, None, None] == 0)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    assert torch.allclose(found, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_forward_makes_no_tensor_of_numbers_on_the_host(name):
+    model = built(uniform(vocab_size=VOCAB, width=24, layers=1, context=CONTEXT, mixer=MIXERS[name]))
+    tokens = torch.randint(0, VOCAB, (2, 20))
+    documents = (torch.rand(2, 20) < 0.1).int().cumsum(1)
+    with HostTensors() as made:
+        model(tokens, documents=documents)
+        assert made.count == 0
+        torch.tensor([1.0])
+    assert made.count == 1
 
 
 def test_rows_longer_than_hyenas_filters_and_positions_of_one_layer_are_refused():

@@ -22,7 +22,7 @@ from luban.objectives.preference_losses import (
     kto_loss,
     log_odds,
 )
-from luban.objectives.ranking_losses import MARGINS, ranking_accuracy, ranking_loss
+from luban.objectives.ranking_losses import MARGINS, margins_of, ranking_accuracy, ranking_loss
 
 
 def logistic(x: float) -> float:
@@ -162,4 +162,8 @@ def test_accuracy_counts_ties_half_and_absent_answers_not():
 
 
 def test_margins_are_llama_2s():
+    grades = torch.tensor([3, -1, 0, 2, 1, 0])
+    for name, table in MARGINS.items():
+        wanted = [0.0 if grade < 0 else table[grade] for grade in grades.tolist()]
+        assert margins_of(grades, name).tolist() == pytest.approx(wanted)
     assert MARGINS["small"] == pytest.approx((1, 2 / 3, 1 / 3, 0)) and MARGINS["large"] == (3, 2, 1, 0)

@@ -22,11 +22,11 @@ from luban.nn.feedforward.gated import SwiGLU
 from luban.parallel.device import compiler_missing
 from luban.parallel.remat.executor import ScheduledRun
 from luban.parallel.remat.host import SMALLEST, Streams, Transfers
-from luban.parallel.remat.scheduled import measured_chain
+from luban.parallel.remat.scheduled import measured_chain, schedule_figures
 from luban.planner.remat.chain import Chain, save_everything
 from luban.planner.remat.pofo import offload, pofo
 from luban.planner.remat.rotor import least_memory, rotor
-from luban.planner.remat.schedules import schedule_of
+from luban.planner.remat.schedules import Solved, schedule_of
 from luban.planner.remat.sqrt_segments import sqrt_segments
 from luban.train.recipe import Recipe, TrainConfig
 from luban.train.trace_memory import trace_memory
@@ -222,14 +222,21 @@ def test_compiled_layers_run_by_a_schedule():
 
 
 @pytest.mark.parametrize("remat", ["sqrt", "rotor", "pofo"])
-def test_a_run_says_once_what_its_schedule_keeps(remat, capsys):
+def test_a_run_says_once_what_its_schedule_keeps_and_has_it_as_figures(remat, capsys):
     family = FAMILIES["decoder"]
     family = replace(family, spec=replace(family.spec, layers=family.spec.layers[:1] * 6))
     engine = engine_of(family, seed=3, plan=ParallelPlan(remat=remat, remat_budget="70%"))
+    assert schedule_figures(engine.module) == {}
     for step in range(2):
         engine.step(family.batch(8, np.random.default_rng(step)))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"plan.remat {remat}: ")]
     assert len(said) == 1 and "that saving everything takes" in said[0] and "of 6 layers repeated" in said[0]
+    (figures,) = schedule_figures(engine.module)["schedules"]
+    assert said == [f"plan.remat {remat}: {Solved(**figures)}"]
+    assert (figures["remat"], figures["budget"], figures["layers"]) == (remat, "" if remat == "sqrt" else "70%", 6)
+    assert 0 < figures["peak_bytes"] < figures["everything_bytes"]
+    if remat == "rotor":
+        assert figures["peak_bytes"] <= 0.7 * figures["everything_bytes"] and figures["repeated"] > 0
 
 
 @pytest.mark.slow  # seconds of compiling

@@ -13,7 +13,7 @@ from luban.core.errors import ConfigError
 from luban.core.units import bytes_
 from luban.planner.remat.chain import Chain, Operation, save_everything, simulate
 from luban.planner.remat.rotor import rotor
-from luban.planner.remat.schedules import schedule_of, summary
+from luban.planner.remat.schedules import Solved, schedule_of
 from luban.planner.remat.sqrt_segments import sqrt_segments
 
 
@@ -250,11 +250,12 @@ def test_a_summary_counts_what_is_repeated():
     chain = Chain(forward=[1] * 8, backward=[2] * 8, output_size=[1e6] * 8, saved_size=[2e6] * 8)
     everything = save_everything(chain)
     whole = bytes_(everything.peak)
-    kept = summary(chain, everything.operations, everything.peak)
-    assert kept == f"{whole} of the {whole} that saving everything takes, 0 forward passes of 8 layers repeated"
+    kept = Solved.of("rotor", "7MB", chain, everything.operations, everything.peak)
+    assert str(kept) == f"{whole} of the {whole} that saving everything takes, 0 forward passes of 8 layers repeated"
     found = schedule_of("rotor", chain, "7MB")
     again = round((found.makespan - everything.makespan) / 1)  # a forward pass takes one second
     assert again > 1
-    assert f"{bytes_(found.peak)} of the {whole}" in summary(chain, found.operations, found.peak)
-    text = summary(chain, found.operations, found.peak, 1)
-    assert text.endswith(f"{again} forward passes of 8 layers repeated, 1 tensor sent to the host and back")
+    solved = Solved.of("pofo", "7MB", chain, found.operations, found.peak, 1)
+    assert (solved.repeated, solved.layers, solved.peak_bytes, solved.budget) == (again, 8, found.peak, "7MB")
+    assert str(solved).startswith(f"{bytes_(found.peak)} of the {whole}")
+    assert str(solved).endswith(f"{again} forward passes of 8 layers repeated, 1 tensor sent to the host and back")

@@ -113,6 +113,20 @@ def test_a_reward_model_shows_accuracy_beside_length_and_its_calibration(tmp_pat
     assert "accuracy 80.0%" in page and "nats a token" not in page
 
 
+def test_training_on_preferences_shows_accuracy_and_margin_of_held_out_pairs(tmp_path):
+    names = ("accuracy", "reward_margin", "chosen_logprob")
+    rows = [{"step": s, "loss": 0.5, **{name: random.random() for name in names}} for s in range(1, 9)]
+    held = {f"heldout_{name}": random.random() for name in names}
+    rows.append({"step": 8, "heldout_loss": 0.4, **held})
+    charts = alignment_charts(rows, {})
+    drawn = {series.name: series.points for chart in charts for series in chart.series}
+    assert len(charts) == 3 and all({s.name for s in chart.series} == {"training", "held out"} for chart in charts)
+    found = [next(s.points for s in chart.series if s.name == "held out") for chart in charts]
+    assert sorted(found) == sorted([(8, value)] for value in held.values()) and drawn["training"]
+    write_report([run_of(tmp_path / "dpo", rows, {"step": 8, **held})], tmp_path / "page.html")
+    assert f"held-out accuracy {held['heldout_accuracy']:.1%}" in (tmp_path / "page.html").read_text()
+
+
 def test_runs_that_have_nothing_to_do_with_preferences_show_none_of_it(tmp_path):
     run = run_of(tmp_path / "base", [{"step": 1, "loss": 3.0}], {"heldout_loss": 3.0})
     write_report([run], tmp_path / "page.html")

@@ -12,7 +12,7 @@ from luban.cli.main import main
 from luban.core.artifact import ArtifactWriter, as_parent
 from luban.core.jsonl import write_rows
 from luban.report.alignment_tax import stages_of, tax_tree
-from luban.report.comparison import compare
+from luban.report.comparison import Difference, compare
 from luban.report.gather import find_artifacts
 
 
@@ -43,6 +43,40 @@ def test_differences_are_paired_by_item_and_their_p_value_is_small_where_there_i
         same.differences[0].p_value == 1 and same.differences[0].verdict == "no difference shown" and not same.cautions
     )
     assert len(better.changed) == 12
+
+
+def test_groups_of_items_are_compared_by_themselves(tmp_path, capsys):
+    rng, folders = random.Random(8), [tmp_path / "a", tmp_path / "b"]
+    group_of = {str(i): rng.choice(["as", "bs", "cs"]) for i in range(60)}
+    scores = []
+    for folder in folders:
+        scores.append({item: {"acc": float(rng.random() < 0.5), "brier": rng.random()} for item in group_of})
+        with ArtifactWriter(folder, kind="evaluation", config={"tasks": {}}) as art:
+            moved = {"3": "other"} if folder.name == "b" else {}  # an item of other data with the same name
+            write_rows(
+                art.path / "answers.jsonl",
+                [
+                    {"task": "t", "item": i, "prompt": "q", "answer": "a", "scores": s, "group": (group_of | moved)[i]}
+                    for i, s in scores[-1].items()
+                ],
+            )
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "page.html")]) == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    (found,) = compare(find_artifacts(folders, by_age=False))
+    assert [each.score for each in found.differences] == ["acc", "brier"] and found.differences[0].n == 60
+    assert len(found.groups) == 6
+    for each in found.groups:
+        name, group = each.score.split("/")
+        items = [i for i, own in group_of.items() if own == group and i != "3"]
+        first, second = (np.mean([of[i][name] for i in items]) for of in scores)
+        assert (each.first, each.second, each.n) == (pytest.approx(first), pytest.approx(second), len(items))
+        assert f"t/{each.score} " in printed and f"<td>{each.score}</td>" in page
+
+
+def test_less_is_better_in_a_group_as_it_is_in_the_whole():
+    fields = {"task": "t", "first": 0.2, "second": 0.4, "interval": (0.1, 0.3), "p_value": 0.001, "n": 9}
+    for score, better in (("acc/as", "second"), ("brier/as", "first"), ("brier", "first"), ("acc/brier", "second")):
+        assert Difference(score=score, **fields).verdict == better
 
 
 def test_settings_that_differ_are_named_and_the_page_asks_nobody(tmp_path, capsys):

@@ -21,6 +21,17 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
         "seconds": 1000.0,
         "energy_joules": 360_000.0,
         "energy_share": 0.5,
+        "schedules": [
+            {
+                "remat": "rotor",
+                "budget": "50%",
+                "peak_bytes": 4e9,
+                "everything_bytes": 8e9,
+                "layers": 24,
+                "repeated": 20,
+                "transfers": 0,
+            }
+        ],
         "kernels": ["attention: cuDNN (causal, bf16, heads of 64)", "feed-forward: SwiGLU inside its matmuls"],
     }
     rows = [{"step": s, "heldout_loss": loss, "seconds": 100.0 * s} for s, loss in ((1, 4.0), (2, 3.02), (3, 3.0))]
@@ -32,6 +43,8 @@ def test_a_gpu_run_says_memory_time_utilisation_and_energy():
     assert found["within 1% of the best held-out loss, 3.000"] == ("", "after 3m20s, up to 0.04 kWh")
     assert found["the whole run"] == ("", "16m40s, up to 0.2 kWh")
     assert found["energy, read off 50% of the GPUs"] == ("up to 0.1 kWh", "0.1 kWh, 100% of that")
+    said = "4 GB of the 8 GB that saving everything takes, 20 forward passes of 24 layers repeated"
+    assert found["activations of 24 layers by rotor, budget 50%"] == ("", said)
     assert found["attention"] == ("", "cuDNN (causal, bf16, heads of 64)")
     assert found["feed-forward"] == ("", "SwiGLU inside its matmuls")
 

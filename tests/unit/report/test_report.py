@@ -1,6 +1,8 @@
 """The report: honest axes, a right family tree, and a page that needs nothing but itself."""
 
+import html
 import itertools
+import json
 import math
 import random
 import re
@@ -12,6 +14,7 @@ from luban.core.artifact import ArtifactWriter, as_parent, read_manifest
 from luban.core.errors import DataError
 from luban.core.log import Metrics
 from luban.report.chart import Chart, Level, Series, draw, label, smooth, ticks
+from luban.report.gather import find_artifacts, run_section
 from luban.report.lineage_graph import Family
 from luban.report.page import write_report
 
@@ -184,3 +187,24 @@ def test_a_folder_that_is_not_there_or_holds_nothing_is_named(tmp_path, capsys):
         assert not (tmp_path / "page.html").exists()
     assert main(["report", "--out", str(tmp_path / "page.html")]) == 2
     assert "one folder" in capsys.readouterr().err
+
+
+def test_spikes_are_marked_on_a_run_s_curves_and_what_was_undone_is_not_averaged(tmp_path):
+    with ArtifactWriter(tmp_path / "run", kind="run", parents=(), volatile=("metrics.jsonl",)) as art:
+        metrics = Metrics(art.path / "metrics.jsonl")
+        for step in (*range(1, 31), *range(21, 41)):
+            spike = step == 30 and not art.figures
+            metrics.write(step=step, loss=900.0 if spike else 2.0, tokens=step, grad_norm=1.0)
+            if spike:
+                metrics.write(step=30, spike=900.0, spike_sigmas=9.0)
+                metrics.write(step=30, back_to=20, left_out=10)
+                art.note(spikes=[{"step": 30, "what": "loss", "value": 900.0}])
+        metrics.close()
+        art.note(spikes=[*art.figures["spikes"], {"step": 35, "what": "gradient norm", "value": 7.0}])
+    section = run_section(find_artifacts([tmp_path])[0], {})
+    said = ("spike of the loss at step 30, 900, back to step 20", "spike of the gradient norm at step 35, 7")
+    assert section["about"].endswith(f"Marked: {said[0]}; {said[1]}.")
+    for chart in (section["main"], next(c for c in section["small"] if c["title"].startswith("gradient"))):
+        assert re.findall(r"<title>(.*?)</title>", chart["svg"]) == list(said)
+    (curve,) = json.loads(html.unescape(re.search("data-chart='(.*?)'>", section["main"]["svg"])[1]))["series"]
+    assert [x for x, _ in curve["points"]] == list(range(1, 41)) and {y for _, y in curve["points"]} == {2.0}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from indexes import index_of, squad_file
 
 import luban
-from luban.core.errors import DataError
+from luban.core.errors import DataError, UsageError
 from luban.retrieval.answering import NOTHING, PassageRetriever, prompt, without_marks
 from luban.retrieval.asking import Asker, evaluate_answers
+from luban.retrieval.excerpts import excerpts
 from luban.retrieval.index import Index
 from luban.retrieval.questions import paragraphs, read_questions
 from luban.serve.engine import Engine
@@ -33,6 +36,41 @@ def test_the_prompt_numbers_its_passages_in_order(index):
     text = prompt("When?", hits)
     assert text.index("[1] Paris") < text.index("Eiffel") < text.index("[2] Basil") < text.index("Question: When?")
     assert NOTHING in text and text.endswith("Question: When?")
+
+
+def test_excerpts_are_the_sentences_that_fit_best_in_their_order():
+    texts = ["Alpha is red. Beta is blue. Gamma is a green fruit.", "Nothing here.", "Delta is a blue bird. Owls hoot."]
+    assert excerpts("Which bird is blue?", texts, 1) == ["", "", "Delta is a blue bird."]
+    assert excerpts("Which bird is blue?", texts, 2) == ["Beta is blue.", "", "Delta is a blue bird."]
+    assert excerpts("Which bird is blue?", texts, 9) == texts
+    assert excerpts("zzz", texts, 1) == ["Alpha is red.", "", ""]
+    assert excerpts("蓝色的鸟？", ["红色的花。蓝色的鸟。"], 1) == ["蓝色的鸟。"]
+    rng = random.Random()
+    drawn = [
+        " ".join(f"{' '.join(rng.choices('abcdefgh', k=rng.randrange(1, 6)))}." for _ in range(4)) for _ in range(3)
+    ]
+    every = [sentence for text in drawn for sentence in excerpts("x", [text], 9)[0].split(". ")]
+    for count in (1, 3, 12):
+        kept = [part for part in excerpts("a b c", drawn, count) if part]
+        assert sum(part.count(".") for part in kept) == min(count, len(every))
+        for part in kept:
+            assert any(part.split(". ")[0].rstrip(".") in text for text in drawn)
+
+
+def test_a_prompt_of_sentences_keeps_the_numbers_of_passages(index):
+    retriever = PassageRetriever(index, sentences=1)
+    grounding = retriever.ground(ask("the mint family, unlike the Eiffel Tower of Paris"), lambda messages: True)
+    text = grounding.messages[-1]["content"]
+    (number,) = (i for i, hit in enumerate(grounding.hits, 1) if f"[{i}] {hit.passage.title}\n" in text)
+    written = text.split(f"[{number}] {grounding.hits[number - 1].passage.title}\n")[1].split("\n\nQuestion:")[0]
+    assert written.strip() in grounding.hits[number - 1].passage.text and len(grounding.hits) > 1
+    assert grounding.cited(f"so [{number}]")[0].hit == grounding.hits[number - 1]
+    whole = PassageRetriever(index).ground(ask("the mint family"), lambda messages: True).messages[-1]["content"]
+    assert all(
+        hit.passage.text in whole for hit in PassageRetriever(index).ground(ask("the mint family"), lambda m: True).hits
+    )
+    with pytest.raises(UsageError, match="--sentences: at least 1"):
+        PassageRetriever(index, sentences=0)
 
 
 def test_marks_resolve_to_passage_and_offsets(index, file):
@@ -98,3 +136,15 @@ def test_ask_gives_citations_or_says_that_nothing_supports_it(index, file, tiny_
 def test_ask_runs_a_real_engine(index, tiny_checkpoint):
     answer = Asker(index, luban.load_model(tiny_checkpoint), k=1, max_tokens=4).ask("capital of France")
     assert isinstance(answer.written, str) and answer.text in (answer.written, NOTHING)
+
+
+@pytest.mark.parametrize("sentences", [None, 1])
+def test_a_quoting_model_answers_with_words_of_a_passage(index, tiny_checkpoint, sentences):
+    """A random model's answers are words of one passage, whatever the question is, and cite it."""
+    asker = Asker(index, luban.load_model(tiny_checkpoint), k=2, max_tokens=16, sentences=sentences, quote=True)
+    for question in ("capital of France", "Which family is basil of?", "Eiffel Tower"):
+        answer = asker.ask(question)
+        held = [hit for hit in answer.read if f"{answer.written} " in f"{' '.join(hit.passage.text.split())} "]
+        beginning = [hit for hit in answer.read if answer.written in " ".join(hit.passage.text.split())]
+        assert beginning and (held or len(answer.written) > 10)  # 16 bytes may end inside of a word
+        assert answer.text == NOTHING or answer.citations[0].hit in beginning

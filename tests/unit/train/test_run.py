@@ -22,6 +22,7 @@ from luban.load.model import load_model
 from luban.parallel.engine import TrainEngine
 from luban.planner.accelerators import accelerator
 from luban.planner.prediction import UNCOMPILED_OVERHEAD
+from luban.planner.remat.schedules import Solved
 from luban.train import predict
 from luban.train.budget import RESERVE, TIMED, WARM
 from luban.train.pretrain import pretrain
@@ -216,6 +217,13 @@ def test_a_run_keeps_what_was_predicted_beside_what_was_measured(tiny, tmp_path,
     assert figures["model_flops_per_step"] == prediction.model_flops
     assert figures["kernels"] and "scaled_dot_product_attention" in figures["kernels"][0]
     assert "attention: torch's" in capsys.readouterr().err
+
+
+def test_a_run_keeps_what_its_schedule_of_rematerialisation_keeps(tiny, tmp_path, capsys):
+    run = pretrain(tiny(model={"layers": 5}, plan={"remat": "sqrt"}), tmp_path / "run")
+    (figures,) = open_artifact(run, "run").figures["schedules"]
+    assert f"plan.remat sqrt: {Solved(**figures)}" in capsys.readouterr().err
+    assert figures["layers"] == 5 and 0 < figures["peak_bytes"] < figures["everything_bytes"]
 
 
 def test_an_attention_that_cannot_serve_is_refused_before_anything_is_written(tiny, tmp_path):
