@@ -18,6 +18,7 @@ from tiny_models import write_checkpoint
 from luban import Engine, Sampling, load_model
 from luban.adapters.bank import reserve_stacks
 from luban.adapters.lora import LoRA
+from luban.core import log
 from luban.core.errors import ArtifactError, DataError, LineageError, UnsupportedError, UsageError
 from luban.load.adapted import BASE
 from luban.models.build import state_of
@@ -263,8 +264,9 @@ def test_names_of_an_engine_are_its_adapters_own(served):
             Engine(load_model(base), adapters={name: made["a"]})
 
 
-def test_another_base_than_in_training_is_said_whichever_came_first(served, tmp_path, capsys):
+def test_another_base_than_in_training_is_said_whichever_came_first(served, tmp_path, capsys, monkeypatch):
     """A model that was packed for its first adapters, and one that comes for the floats."""
+    monkeypatch.setattr(log, "_warned", set())
     base, made = served
     packed = write_adapter(base, LoRA(rank=2, base="nf4"), tmp_path / "packed")
     engine = Engine(load_model(base), adapters={"p": packed}, more_adapters=True)
