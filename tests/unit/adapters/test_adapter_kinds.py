@@ -369,7 +369,8 @@ def test_a_packed_base(base):
     for made in (model, right):
         made(x).square().sum().backward()
     for (name, ours), theirs in zip(trainable(model).items(), trainable(right).values(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
+        off = float((ours.grad - theirs.grad).abs().max() / theirs.grad.abs().max())
+        assert off < 1e-3, (name, off)  # fp32, sums in another order
     assert plain is not model
     with pytest.raises(ConfigError, match="reads the weight that it adapts"):
         DoRA(base=base).adapt(build_model(SPEC, device="meta"))
