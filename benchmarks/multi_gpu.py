@@ -68,12 +68,14 @@ def rows_of(name: str, rows: int, gpus: int) -> int:
     return rows * (1 if name in ("one", "peer-one", "tensor", "context", "pipeline", "interleaved") else gpus)
 
 
-def luban_step(plan: ParallelPlan, rows: int, seq: int, tiny: bool, device: torch.device) -> Callable[[], object]:
-    """A step of the trainer's own engine."""
+def luban_step(
+    plan: ParallelPlan, rows: int, seq: int, tiny: bool, device: torch.device, accumulate: int = 1
+) -> Callable[[], object]:
+    """A step of the trainer's own engine over so many micro-batches."""
     shape, heads = (TINY, 4) if tiny else (SHAPE, 32)
     world = World.join(plan, device)
     spec = luban_spec(shape, heads, seq)
-    execution = Execution(device=device, precision="bf16", compile=not tiny, world=world)
+    execution = Execution(device=device, precision="bf16", compile=not tiny, world=world, accumulate=accumulate)
     engine = apply(Causal().loss(build_model(spec, device="meta")), plan, AdamW(lr=1e-4), execution=execution)
     batch = RandomBatch(rows, seq, shape["vocab"])
     return lambda: engine.submit(batch)
@@ -164,30 +166,36 @@ def started(names: list[str], call: argparse.Namespace) -> Iterator[tuple[str, d
     options += ["--remat", call.remat, *(["--tiny"] if call.tiny else [])]
     options += ["--profile", call.profile] if call.profile else []
     command = [sys.executable, __file__, *map(str, options)]
+    missing, said = list(names), []
+    for line in lines_of(command, processes, call.patience * len(names), PORTS=ports):
+        if line.startswith("{"):
+            yield missing.pop(0), json.loads(line)
+        else:
+            said.append(line)
+    for name in missing:
+        yield name, " ".join(said[-5:])[-600:] or "took too long"
+
+
+def lines_of(command: list[str], processes: int, patience: float, **environment: str) -> Iterator[str]:
+    """What the first of so many processes of one run prints; all are ended with it, or after `patience` seconds."""
     running = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         threads = str(max(torch.get_num_threads() // processes, 1))  # else each process takes all cores
-        meeting = {"MASTER_ADDR": "127.0.0.1", "PORTS": ports, "OMP_NUM_THREADS": threads}
-        environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads, **environment}
+        whole = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
         pipes = (
             {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if rank == 0 else {"stdout": subprocess.DEVNULL}
         )
-        running.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    late = threading.Timer(call.patience * len(names), lambda: [process.kill() for process in running])
+        running.append(subprocess.Popen(command, env=whole, text=True, **pipes))
+    late = threading.Timer(patience, lambda: [process.kill() for process in running])
     late.start()
-    missing, said = list(names), []
     for line in running[0].stdout:
-        if line.startswith("{"):
-            yield missing.pop(0), json.loads(line)
-        else:
-            said.append(line.strip())
+        yield line.strip()
     for process in running:
         process.kill()  # those that wait for one that failed
         process.wait()
     late.cancel()
-    for name in missing:
-        yield name, " ".join(said[-5:])[-600:] or "took too long"
 
 
 def main() -> None:

@@ -18,25 +18,17 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from gpu_step import SHAPE, TINY, RandomBatch, T, luban_spec, timed
-from multi_gpu import free_ports
+from gpu_step import SHAPE, TINY, T, timed
+from multi_gpu import free_ports, lines_of, luban_step
 
 from luban.core.config import from_dict
 from luban.core.plan import ParallelPlan
-from luban.models.build import build_model
-from luban.objectives.causal import Causal
-from luban.optim.adamw import AdamW
-from luban.parallel.apply import Execution, apply
-from luban.parallel.world import World
 from luban.planner.accelerators import accelerators
 from luban.planner.cluster import Cluster
 from luban.planner.search.plans import best_plans, described
@@ -75,23 +67,6 @@ def found_plans(call: argparse.Namespace) -> list[Row]:
     ]
 
 
-def step_of(settings: Row, call: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-    """A step of the trainer's engine under a plan."""
-    shape, heads = (TINY, TINY_HEADS) if call.tiny else (SHAPE, HEADS)
-    seq, plan = 64 if call.tiny else T, ParallelPlan(**settings["plan"])
-    execution = Execution(
-        device=device,
-        precision="bf16",
-        compile=not call.tiny,
-        world=World.join(plan, device),
-        accumulate=settings["train"]["accumulate"],
-    )
-    loss = Causal().loss(build_model(luban_spec(shape, heads, seq), device="meta"))
-    engine = apply(loss, plan, AdamW(lr=1e-4), execution=execution)
-    batch = RandomBatch(call.rows * call.gpus, seq, shape["vocab"])
-    return lambda: engine.submit(batch)
-
-
 def measured(settings: Row, call: argparse.Namespace) -> Row:
     """One plan, in this process of several."""
     torch.set_float32_matmul_precision("high")
@@ -102,7 +77,8 @@ def measured(settings: Row, call: argparse.Namespace) -> Row:
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0  # what the last plan may have left
-    step = step_of(settings, call, device)
+    plan, seq = ParallelPlan(**settings["plan"]), 64 if call.tiny else T
+    step = luban_step(plan, call.rows * call.gpus, seq, call.tiny, device, settings["train"]["accumulate"])
     for _ in range(4):
         step()
     if device.type == "cuda":
@@ -131,33 +107,17 @@ def inside(call: argparse.Namespace) -> None:
 def run(rows: list[Row], call: argparse.Namespace) -> None:
     """Measure the plans, and write into their rows."""
     plans, ports = json.dumps([row["settings"] for row in rows]), free_ports(len(rows))
-    threads = str(max(torch.get_num_threads() // call.gpus, 1))
-    running = []
-    for rank in range(call.gpus):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": call.gpus, "LOCAL_WORLD_SIZE": call.gpus}
-        meeting = {"MASTER_ADDR": "127.0.0.1", "PORTS": ports, "PLANS": plans, "OMP_NUM_THREADS": threads}
-        environment = {**os.environ, **meeting, **{key: str(value) for key, value in place.items()}}
-        pipes: Row = {"stdout": subprocess.DEVNULL}
-        if rank == 0:
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        command = [sys.executable, __file__, *sys.argv[1:], "--inside"]
-        running.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    late = threading.Timer(call.patience, lambda: [process.kill() for process in running])
-    late.start()
+    command = [sys.executable, __file__, *sys.argv[1:], "--inside"]
     waiting, said = list(rows), []
-    for line in running[0].stdout:
+    for line in lines_of(command, call.gpus, call.patience, PLANS=plans, PORTS=ports):
         if not line.startswith("{"):
-            said.append(line.strip())
+            said.append(line)
             continue
         row = waiting.pop(0)
         row |= json.loads(line)
         print(shown(row), flush=True)
         if call.out:
             call.out.write_text(json.dumps(rows, indent=1))
-    late.cancel()
-    for process in running:
-        process.kill()
-        process.wait()
     if waiting:
         print(f"{len(waiting)} not measured: {' '.join(said[-5:])[-600:] or 'they took too long'}", flush=True)
 

@@ -216,37 +216,18 @@ def test_an_answer_without_support_names_the_passages(index, tiny_checkpoint, ca
     assert said.out == "No passage supports this.\n" and "Basil  (notes/page.html)" in said.err
 
 
+def asked(capsys, index, model, *words) -> dict:
+    assert main(["rag", "ask", str(index), str(model), "What is basil?", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
 def test_ask_prints_an_answer_with_citations(index, tiny_checkpoint, capsys):
-    command = [
-        "rag",
-        "ask",
-        str(index),
-        str(tiny_checkpoint),
-        "What is basil?",
-        "--k",
-        "1",
-        "--max-tokens",
-        "2",
-        "--json",
-    ]
-    assert main(command) == 0
-    assert {"answer", "citations"} <= set(json.loads(capsys.readouterr().out))
+    row = asked(capsys, index, tiny_checkpoint, "--k", "1", "--max-tokens", "2")
+    assert {"answer", "citations"} <= set(row)
 
 
 def test_ask_quotes_a_sentence(index, tiny_checkpoint, capsys):
-    command = [
-        "rag",
-        "ask",
-        str(index),
-        str(tiny_checkpoint),
-        "What is basil?",
-        "--sentences",
-        "1",
-        "--quote",
-        "--json",
-    ]
-    assert main(command) == 0
-    row = json.loads(capsys.readouterr().out)
+    row = asked(capsys, index, tiny_checkpoint, "--sentences", "1", "--quote")
     quote = row.get("written", row["answer"])
     assert any(quote in " ".join(each["text"].split()) for each in found(capsys, str(index), "basil"))
 
