@@ -1,12 +1,15 @@
 """The Chomsky hierarchy benchmark: 15 tasks, recurrent networks with different memories, Transformers with different positions.
 
-Prints accuracy at the test lengths, of the best seed, beside the published one (Delétang et al. 2023, table 2). --out DIR keeps results
-and, every minute, the state of what is being trained: the same command goes on where it was stopped, and one with more --steps or
---seconds (of all commands together) trains on. `luban eval DIR/TASK-MODEL chomsky --out …` measures a model again.
+Prints accuracy at the test lengths, of the best seed, beside the published one (Delétang et al. 2023, table 2), and that seed's at the
+lengths of training. --out DIR keeps results and, every minute, the state of what is being trained: the same command goes on where
+it was stopped, and one with more --steps or --seconds (of all commands together) trains on. `luban eval DIR/TASK-MODEL chomsky
+--out …` measures a model again.
 
     python benchmarks/chomsky.py --tasks parity --models rnn lstm transformer --short --seconds 60
     python benchmarks/chomsky.py --device cuda --jobs 8 --short --out runs/chomsky              # every task and model
     python benchmarks/chomsky.py --tasks reverse_string --models transformer_sinusoidal transformer_random_sinusoidal --device cuda
+    python benchmarks/chomsky.py --tasks bucket_sort --models transformer_relative transformer_random_relative --seeds 2 --longest 10 \
+        --test-to 50 --width 32 --layers 2 --batch 32 --position-range 128 --steps 1000               # minutes on a CPU
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -42,7 +45,15 @@ def measure(protocol: Protocol, device: str, out: str) -> dict:
     models, steps = train(protocol, device, folder)
     by_seed = [sum(each) / len(each) for each in accuracies(models, protocol)]
     best = max(range(len(by_seed)), key=by_seed.__getitem__)
-    row = {"task": protocol.task, "model": protocol.model, "accuracy": by_seed[best], "seeds": by_seed, "steps": steps}
+    (trained,) = accuracies([models[best]], protocol, range(1, protocol.longest + 1))
+    row = {
+        "task": protocol.task,
+        "model": protocol.model,
+        "accuracy": by_seed[best],
+        "trained": sum(trained) / len(trained),
+        "seeds": by_seed,
+        "steps": steps,
+    }
     if folder is not None:
         save(models[best], protocol, folder)
         (folder / "result.json").write_text(json.dumps(row, indent=1) + "\n")
@@ -64,19 +75,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of training, at most")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--longest", type=int, default=40, help="length in training; tests begin behind it")
+    parser.add_argument("--test-to", type=int, help="longest length of tests")
+    parser.add_argument("--test-step", type=int, help="every so many lengths")
+    parser.add_argument("--width", type=int, help="of the model")
+    parser.add_argument("--layers", type=int, help="of Transformers")
+    parser.add_argument("--lr", type=float, help="of Adam")
+    parser.add_argument("--position-range", type=int, help="positions that randomised ones are drawn from")
+    parser.add_argument("--computation", type=int, help="steps between input and answer for every token of the input")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of training, at most, a task and model")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trained at once")
     parser.add_argument("--out", default="", help="folder for results and trainings")
     args = parser.parse_args()
     threads = threads_of(args.jobs)
-    base = Protocol(seeds=args.seeds, batch=args.batch, seconds=args.seconds, **(SHORT if args.short else {}))
-    base = base if args.steps is None else replace(base, steps=args.steps)
+    names = {field.name for field in fields(Protocol)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    base = Protocol(**((SHORT if args.short else {}) | given | {"test_from": args.longest + 1}))
     print(
-        f"torch {torch.__version__}, {args.device}, {threads} threads each; accuracy at {base.test_from}–{base.test_to} in %"
+        f"torch {torch.__version__}, {args.device}, {threads} threads each; accuracy at {base.test_from}–{base.test_to} in %, trained: at "
+        f"1–{base.longest}"
     )
     planned = [replace(base, task=task, model=model) for task in args.tasks for model in args.models]
-    print(f"{'task':24} {'model':30} {'measured':>8} {'published':>9}  seeds, steps")
+    print(f"{'task':24} {'model':30} {'measured':>8} {'published':>9} {'trained':>7}  seeds, steps")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context, torch.set_num_threads, (threads,)) as pool:
         for row in pool.map(measure, planned, [args.device] * len(planned), [args.out] * len(planned)):
@@ -84,7 +105,8 @@ def main() -> None:
             seeds = " ".join(f"{100 * each:.1f}" for each in row["seeds"])
             shown = "" if published is None else f"{published:.1f}"
             print(
-                f"{row['task']:24} {row['model']:30} {100 * row['accuracy']:8.1f} {shown:>9}  {seeds}, {row['steps']}",
+                f"{row['task']:24} {row['model']:30} {100 * row['accuracy']:8.1f} {shown:>9} {100 * row.get('trained', float('nan')):7.1f}  {seeds}, "
+                f"{row['steps']}",
                 flush=True,
             )
 

@@ -55,19 +55,30 @@ MODELS = (
 )
 
 
-def model_spec(name: str, task: ChomskyTask, tokens: int, width: int | None = None) -> ModelSpec:
+def model_spec(
+    name: str,
+    task: ChomskyTask,
+    tokens: int,
+    width: int | None = None,
+    *,
+    layers: int | None = None,
+    position_range: int = RANDOM_RANGE,
+    computes: bool = False,
+) -> ModelSpec:
     """The model of this name for a task.
 
     Args:
-        tokens: inputs and answer of the longest row.
-        width: None: the paper's.
+        tokens: inputs, computation steps and answer of the longest row.
+        width, layers: None: the paper's; layers are those of Transformers.
+        position_range: positions that randomised ones are drawn from, at least `tokens`.
+        computes: there are steps between input and answer, with a token of their own.
 
     Raises:
         ConfigError: an unknown model.
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model '{name}'{nearest(name, MODELS)}")
-    vocabulary = max(task.inputs, task.outputs) + 1  # the last one stands where an answer is read
+    vocabulary = max(task.inputs, task.outputs) + 1 + computes  # behind them what stands in the answer's place
     init = FanInInit(embedding=1.0)
     if name in CELLS:
         body = RecurrentBody(layers=1, cell=CELLS[name](tokens))
@@ -75,12 +86,12 @@ def model_spec(name: str, task: ChomskyTask, tokens: int, width: int | None = No
     kind = name.removeprefix("transformer").removeprefix("_") or "sinusoidal"
     position = POSITIONS[kind.removeprefix("random_")]
     if kind.startswith("random_"):
-        position = Randomised(inner=position, longest=max(RANDOM_RANGE, tokens))
+        position = Randomised(inner=position, longest=max(position_range, tokens))
     width = width or 64
     return uniform(
         vocab_size=vocabulary,
         width=width,
-        layers=5,
+        layers=layers or 5,
         context=tokens,
         position=position,
         norm=LayerNorm(),

@@ -1,7 +1,7 @@
 """Training and measuring on one task, with several seeds at once.
 
-Inputs are followed by as many places as the answer has tokens; a model predicts the answer in these places, and none of it is
-fed back. Train on lengths drawn from 1 to 40, test on 41 to 500; a model's score is the mean over lengths of the share of right
+Inputs are followed by as many places as the answer has tokens, or before these by steps in which nothing is asked; a model predicts
+the answer in these places, and none of it is fed back. Train on lengths drawn from 1 to 40, test on 41 to 500; a model's score is the mean over lengths of the share of right
 tokens, of the best seed (Delétang et al. 2023, section 4 and appendix B).
 
 S seeds, B rows, L input tokens, O tokens of the answer, V vocabulary.
@@ -25,13 +25,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from luban.core.artifact import write_json
 from luban.core.errors import ArtifactError, ConfigError
-from luban.evals.chomsky.models import CELLS, model_spec
+from luban.evals.chomsky.models import CELLS, RANDOM_RANGE, model_spec
 from luban.evals.chomsky.state import Progress, load_state, save_state
 from luban.evals.chomsky.tasks import ChomskyTask, chomsky_task
 from luban.models.base import Model
 from luban.models.build import build_model
 from luban.models.recurrent import RecurrentBody
-from luban.models.spec import write_spec
+from luban.models.spec import ModelSpec, write_spec
 
 FILE = "chomsky.json"  # beside spec.json
 ROOM = 2  # tokens that tasks add to a length: even ones made odd, the end of an answer
@@ -44,6 +44,9 @@ class Protocol:
     task: str = "parity"
     model: str = "rnn"  # of `luban.evals.chomsky.models`
     width: int | None = None  # of the model; none: the paper's
+    layers: int | None = None  # of a Transformer; none: the paper's
+    position_range: int = RANDOM_RANGE  # positions that randomised ones are drawn from
+    computation: int = 0  # steps between input and answer for every token of the input
     seeds: int = 3  # trained at once, of which the best counts
     steps: int = 10_000
     batch: int = 128  # rows a step
@@ -60,14 +63,13 @@ class Protocol:
 
     def __post_init__(self):
         chomsky_task(self.task)
-        model_spec(self.model, chomsky_task(self.task), 8, self.width)
-        if (
-            min(self.seeds, self.batch, self.longest, self.test_step, self.test_rows, self.test_from) < 1
-            or self.steps < 0
-        ):
-            raise ConfigError(
-                "seeds, batch, longest, test_step, test_rows and test_from must be at least 1, steps at least 0"
-            )
+        self.spec(8)
+        if min(self.seeds, self.batch, self.longest, self.test_step, self.test_rows, self.test_from) < 1:
+            raise ConfigError("seeds, batch, longest, test_step, test_rows and test_from must be at least 1")
+        if min(self.steps, self.computation) < 0:
+            raise ConfigError(f"steps and computation must be at least 0: {self.steps} and {self.computation} given")
+        if self.layers is not None and self.model in CELLS:
+            raise ConfigError(f"layers are those of Transformers: {self.model} has one")
         if self.test_to < self.test_from:
             raise ConfigError(f"test lengths go from {self.test_from} to {self.test_to}: none")
         if not self.lr > 0 or not self.clip > 0:
@@ -77,21 +79,34 @@ class Protocol:
         """The fields for JSON, which has no infinity: without a limit on seconds where there is none."""
         return {name: value for name, value in asdict(self).items() if value != float("inf")}
 
+    def spec(self, tokens: int) -> ModelSpec:
+        """The model for rows of so many tokens."""
+        task, sizes = chomsky_task(self.task), {"layers": self.layers, "position_range": self.position_range}
+        return model_spec(self.model, task, tokens, self.width, computes=self.computation > 0, **sizes)
+
     def lengths(self) -> range:
         """Those that count."""
         return range(self.test_from, self.test_to + 1, self.test_step)
 
 
-def row_tokens(task: ChomskyTask, length: int) -> int:
-    """Inputs and answer of the longest rows of a length."""
+def row_tokens(task: ChomskyTask, length: int, computation: int = 0) -> int:
+    """Inputs, steps of computation and answer of the longest rows of a length."""
     inputs, answers = task.sample(np.random.default_rng(0), 1, length)
-    return inputs.shape[1] + answers.shape[1] + ROOM
+    return (1 + computation) * (inputs.shape[1] + ROOM) + answers.shape[1]
 
 
-def batch_of(task: ChomskyTask, rng: np.random.Generator, rows: int, length: int) -> tuple[Tensor, Tensor]:
-    """(tokens (B, L + O), answers (B, O)): the last token of the vocabulary stands in the answer's places."""
+def blank_of(task: ChomskyTask) -> int:
+    """The token in an answer's place; the next one stands where nothing is asked."""
+    return max(task.inputs, task.outputs)
+
+
+def batch_of(
+    task: ChomskyTask, rng: np.random.Generator, rows: int, length: int, computation: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(tokens (B, L + computation · L + O), answers (B, O))."""
     inputs, answers = (torch.from_numpy(x) for x in task.sample(rng, rows, length))
-    return F.pad(inputs, (0, answers.shape[1]), value=max(task.inputs, task.outputs)), answers
+    inputs = F.pad(inputs, (0, computation * inputs.shape[1]), value=blank_of(task) + 1)
+    return F.pad(inputs, (0, answers.shape[1]), value=blank_of(task)), answers
 
 
 class Seeds:
@@ -120,7 +135,7 @@ class Seeds:
 
     def logits(self, tokens: Tensor, answers: int, blank: int) -> Tensor:
         """(S, B, O, V) in the last places."""
-        given = {"segments": (tokens == blank).long()} if self.recurrent else {}
+        given = {"segments": (tokens >= blank).long()} if self.recurrent else {}
         if not self.vectorised:
             return torch.stack([model(tokens, **given)[:, -answers:] for model in self.models])
 
@@ -164,16 +179,17 @@ def train(
         ConfigError: the training in `folder` differs in more than steps and seconds.
     """
     task, rng = chomsky_task(protocol.task), np.random.default_rng(protocol.seed)
-    tokens = row_tokens(task, protocol.longest)
-    tokens = tokens if protocol.model in CELLS else max(tokens, row_tokens(task, protocol.test_to))
-    spec = model_spec(protocol.model, task, tokens, protocol.width)
+    tokens = row_tokens(task, protocol.longest, protocol.computation)
+    if protocol.model not in CELLS:
+        tokens = max(tokens, row_tokens(task, protocol.test_to, protocol.computation))
+    spec = protocol.spec(tokens)
     models = [build_model(spec, seed=protocol.seed + number, device=device).train() for number in range(protocol.seeds)]
     seeds = Seeds(models, vectorised=protocol.seeds > 1 and protocol.model not in ("rnn", "lstm"))
     optimizer = torch.optim.Adam(seeds.trained(), lr=protocol.lr)
     torch.manual_seed(protocol.seed)
     state = (seeds.trained(), optimizer, rng)
     progress = Progress() if folder is None else load_state(folder, *state, protocol.told())
-    blank, began, saved = max(task.inputs, task.outputs), time.monotonic() - progress.seconds, time.monotonic()
+    blank, began, saved = blank_of(task), time.monotonic() - progress.seconds, time.monotonic()
 
     def keep() -> None:
         progress.seconds = time.monotonic() - began
@@ -182,7 +198,7 @@ def train(
 
     while not progress.learned and progress.step < protocol.steps and time.monotonic() - began < protocol.seconds:
         length = int(rng.integers(1, protocol.longest + 1))
-        rows, answers = (x.to(device) for x in batch_of(task, rng, protocol.batch, length))
+        rows, answers = (x.to(device) for x in batch_of(task, rng, protocol.batch, length, protocol.computation))
         logits = seeds.logits(rows, answers.shape[1], blank)[..., : task.outputs]
         wanted = answers.expand(protocol.seeds, -1, -1)
         loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten()) * protocol.seeds  # each seed's own mean
@@ -209,21 +225,25 @@ def accuracies(models: Iterable[Model], protocol: Protocol, lengths: Iterable[in
     found = []
     for model in models:
         device = next(model.parameters()).device
-        tokens = row_tokens(task, max(lengths))
-        wide = build_model(model_spec(protocol.model, task, tokens, protocol.width), seed=None, device=device)
+        tokens = row_tokens(task, max(lengths), protocol.computation)
+        wide = build_model(protocol.spec(tokens), seed=None, device=device)
         wide.load_state_dict(model.state_dict())
         wide.eval()
         rng = np.random.default_rng([protocol.seed, 1])  # other rows than in training
-        found.append([_accuracy(wide, task, rng, protocol.test_rows, length, device) for length in lengths])
+        found.append([_accuracy(wide, task, rng, protocol, length, device) for length in lengths])
     return found
 
 
 def _accuracy(
-    model: Model, task: ChomskyTask, rng: np.random.Generator, rows: int, length: int, device: torch.device
+    model: Model,
+    task: ChomskyTask,
+    rng: np.random.Generator,
+    protocol: Protocol,
+    length: int,
+    device: torch.device,
 ) -> float:
-    tokens, answers = (x.to(device) for x in batch_of(task, rng, rows, length))
-    blank = max(task.inputs, task.outputs)
-    given = {"segments": (tokens == blank).long()} if isinstance(model.spec.body, RecurrentBody) else {}
+    tokens, answers = (x.to(device) for x in batch_of(task, rng, protocol.test_rows, length, protocol.computation))
+    given = {"segments": (tokens >= blank_of(task)).long()} if isinstance(model.spec.body, RecurrentBody) else {}
     logits = model(tokens, **given)[:, -answers.shape[1] :, : task.outputs]
     return (logits.argmax(-1) == answers).float().mean().item()
 

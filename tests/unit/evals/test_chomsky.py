@@ -21,6 +21,7 @@ from luban.evals.chomsky.models import MODELS, model_spec
 from luban.evals.chomsky.protocol import Protocol, Seeds, accuracies, batch_of, read_protocol, row_tokens, save, train
 from luban.evals.chomsky.tasks import TASKS, chomsky_task
 from luban.models.build import build_model
+from luban.nn.recurrent.tape import TapeLayer
 
 ROOT = Path(__file__).parents[3]
 SIGNS = {5: "+", 6: "-", 7: "*", 8: "(", 9: ")"}
@@ -167,9 +168,33 @@ def test_memories_grow_for_longer_rows_than_those_of_training():
     assert all(0 <= share <= 1 for share in accuracies(models, protocol)[0])
 
 
+def test_steps_of_computation_stand_between_input_and_answer_and_are_no_input_of_the_tape(monkeypatch):
+    task, rng = chomsky_task("reverse_string"), np.random.default_rng(random.randrange(2**31))
+    tokens, answers = batch_of(task, rng, 3, 6, computation=2)
+    assert tokens.shape == (3, 6 + 12 + 6) and torch.equal(tokens[:, :6].flip(1), answers)
+    assert (tokens[:, 6:18] == 3).all() and (tokens[:, 18:] == 2).all()
+    jumps = []
+    monkeypatch.setattr(TapeLayer, "forward", lambda self, x, given: jumps.append((x.shape[1], given.tolist())) or x)
+    protocol = Protocol(
+        task="reverse_string", model="tape_rnn", width=8, seeds=1, steps=1, batch=2, longest=1, computation=3
+    )
+    models, _ = train(replace(protocol, test_from=5, test_to=5, test_rows=2))
+    accuracies(models, replace(protocol, test_from=5, test_to=5, test_rows=2))
+    assert jumps == [(1 + 3 + 1, [1, 1]), (5 + 15 + 5, [5, 5])]
+
+
+def test_sizes_of_a_transformer_are_those_asked_for():
+    spec = Protocol(model="transformer_random_learned", width=32, layers=2, position_range=77).spec(40)
+    assert (len(spec.layers), spec.width, spec.position.longest) == (2, 32, 77)
+    assert Protocol(model="transformer_random_learned", position_range=10).spec(40).position.longest == 40
+    assert len(Protocol(model="transformer").spec(40).layers) == 5
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"computation": -1}, "steps and computation must be at least 0: 40 and -1 given"),
+        ({"layers": 2}, "layers are those of Transformers: lstm has one"),
         ({"task": "partiy"}, "unknown Chomsky task 'partiy'.*parity"),
         ({"model": "gru"}, "unknown model 'gru'"),
         ({"test_to": 3}, "test lengths go from 4 to 3: none"),
