@@ -123,14 +123,15 @@ def global_random(
     causal: bool = True,
     device: torch.device | str = "cpu",
 ) -> BlockLayout:
-    """Local, the `first` blocks for everyone, and `random` others a row, drawn for each head (Zaheer et al. 2020). The
-    first blocks see everyone in turn, where not causal."""
+    """Local, the `first` blocks for everyone, and `random` earlier ones a row, drawn for each head (Zaheer et al. 2020).
+    Where not causal, the first blocks see everyone in turn, and a block sees those that drew it: the table of a row is the
+    corner of a longer row's, which the paper's draw from all blocks of the row isn't."""
     m, n, near = _near(length, window, block, causal)
     sure = near | ((n < first) & ((n <= m) | (not causal)))
     table = np.repeat((sure if causal else sure | (m < first))[None], heads, 0)
     for row in range(table.shape[1]):
-        seen = table[:, row, : row + 1 if causal else None]
+        seen = table[:, row, : row + 1]
         draw = np.where(seen, 2.0, np.random.default_rng((seed, row)).random(seen.shape))
         chosen = np.argsort(draw, axis=1)[:, :random]  # those that are seen come last, and are anyway
         np.put_along_axis(seen, chosen, True, 1)
-    return BlockLayout(table, block, device)
+    return BlockLayout(table if causal else table | table.swapaxes(1, 2), block, device)

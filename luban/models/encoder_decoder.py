@@ -46,9 +46,6 @@ class EncoderDecoderBody(Body):
         for layer in (*spec.encoder, *spec.layers):
             if isinstance(layer.feedforward, MixtureOfExperts):
                 raise ConfigError("encoder–decoders don't support mixtures of experts: use a decoder or an encoder")
-            shape = layer.mixer.attention(spec.width)
-            if shape is not None and (shape.window is not None or shape.layout is not None):
-                raise ConfigError("encoder–decoders don't support attention windows and layouts")
 
     def decoder_start_ids(self) -> tuple[int, ...] | None:
         """Ids of the start token and, if it is fixed, of the second token."""

@@ -1,4 +1,4 @@
-"""Text from random BART and T5 models against transformers' generate: greedy tokens, rows that join and leave, drawn tokens."""
+"""Text from random BART, T5 and LongT5 models against transformers' generate: greedy tokens, rows that join and leave, drawn tokens."""
 
 from __future__ import annotations
 
@@ -45,8 +45,13 @@ def random_model(rng: random.Random, kind: str):
                 forced_eos_token_id=None,
             )
         )
-    return transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
+    config, model, own = transformers.T5Config, transformers.T5ForConditionalGeneration, {}
+    if kind == "longt5":
+        config, model = transformers.LongT5Config, transformers.LongT5ForConditionalGeneration
+        own = {"local_radius": rng.randrange(1, 5)}
+    return model(
+        config(
+            **own,
             vocab_size=vocab,
             d_model=width,
             d_kv=8,
@@ -63,7 +68,7 @@ def random_model(rng: random.Random, kind: str):
     )
 
 
-@pytest.fixture(params=["bart", "bart", "t5", "t5"], ids=["bart-a", "bart-b", "t5-a", "t5-b"])
+@pytest.fixture(params=["bart", "bart", "t5", "t5", "longt5"], ids=["bart-a", "bart-b", "t5-a", "t5-b", "longt5"])
 def pair(request, tmp_path):
     """(theirs, ours) with the same random weights."""
     seed = random.SystemRandom().randrange(2**32)

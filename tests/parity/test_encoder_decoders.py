@@ -1,4 +1,4 @@
-"""Random BART and T5 models against transformers' own classes: logits, padding, gradients, steps with a cache, round trip."""
+"""Random BART, T5 and LongT5 models against transformers' own classes: logits, padding, gradients, steps with a cache, round trip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luban.models.encoder import EncoderBody
 from luban.objectives.denoising import SourceLoss
 
 transformers = pytest.importorskip("transformers")
-KINDS = ("bart", "bart", "t5", "t5", "t5-1.1")
+KINDS = ("bart", "bart", "t5", "t5", "t5-1.1", "longt5", "longt5")
 
 
 def random_model(rng: random.Random, kind: str):
@@ -42,9 +42,14 @@ def random_model(rng: random.Random, kind: str):
                 attention_dropout=0.0,
             )
         )
-    return transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
+    config, model, own = transformers.T5Config, transformers.T5ForConditionalGeneration, {}
+    if kind == "longt5":
+        config, model = transformers.LongT5Config, transformers.LongT5ForConditionalGeneration
+        own = {"local_radius": rng.randrange(1, 6)}
+    return model(
+        config(
             **common,
+            **own,
             d_kv=rng.choice([3, 8]),
             d_ff=rng.randrange(9, 70),
             num_layers=rng.choice([1, 2]),
@@ -169,12 +174,16 @@ CLASSES = (
     "T5Model",
     "T5EncoderModel",
     "T5ForTokenClassification",
+    "LongT5Model",
+    "LongT5EncoderModel",
 )
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_other_heads_and_the_encoder_alone_equal_theirs(name, tmp_path):
     kind, sizes = (transformers.T5Config, T5) if name.startswith("T5") else (transformers.BartConfig, BART)
+    if name.startswith("Long"):
+        kind, sizes = transformers.LongT5Config, {**T5, "local_radius": 2}
     config = kind(vocab_size=60, d_model=16, num_labels=2 if "Question" in name else random.choice([1, 4]), **sizes)
     theirs = getattr(transformers, name)(config).eval()
     for parameter in theirs.parameters():
@@ -189,7 +198,7 @@ def test_other_heads_and_the_encoder_alone_equal_theirs(name, tmp_path):
     target = torch.cat((torch.full((2, 1), config.decoder_start_token_id), source[:, :-1]), dim=1)
 
     def outputs(model) -> torch.Tensor:
-        given = {"decoder_input_ids": target} if name == "T5Model" else {}
+        given = {"decoder_input_ids": target} if name.endswith("T5Model") else {}
         if "Encoder" not in name and "Token" not in name:
             given["decoder_attention_mask"] = mask.long()
         found = model(source, attention_mask=mask.long(), **given)
@@ -242,6 +251,14 @@ def test_classes_that_are_not_built_are_refused_by_name(kind):
         UnsupportedError, match=rf"architecture {name}ForCausalLM; known are .*{name}ForQuestionAnswering"
     ):
         form.spec({**config, "architectures": [f"{name}ForCausalLM"]})
+
+
+def test_summaries_of_blocks_are_refused_by_name():
+    config = transformers.LongT5Config(encoder_attention_type="transient-global").to_dict()
+    with pytest.raises(UnsupportedError, match="encoder_attention_type = 'transient-global'"):
+        FORMATS["longt5"]().spec(config)
+    with pytest.raises(UnsupportedError, match="architecture T5Model; known are LongT5ForConditionalGeneration"):
+        FORMATS["longt5"]().spec({**config, "encoder_attention_type": "local", "architectures": ["T5Model"]})
 
 
 def test_parameters_by_arithmetic(pair):

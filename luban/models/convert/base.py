@@ -35,6 +35,7 @@ FORMATS = Registry(
         "albert": "luban.models.convert.albert:Albert",
         "bart": "luban.models.convert.bart:Bart",
         "t5": "luban.models.convert.t5:T5",
+        "longt5": "luban.models.convert.longt5:LongT5",
         "gpt2": "luban.models.convert.gpt2:GPT2",
         "openai-gpt": "luban.models.convert.openai_gpt:OpenAIGPT",
         "bloom": "luban.models.convert.bloom:Bloom",
@@ -262,7 +263,9 @@ def qkv_names(block: str, kind: str) -> tuple[str, str, str]:
 def format_for(spec: ModelSpec) -> tuple[Format, dict[str, Any]]:
     """The first format that can express `spec`, and its configuration. Raises UnsupportedError if none can, naming the
     parts that have no counterpart."""
-    if any(isinstance(layer.mixer, Grouped) and layer.mixer.layout is not None for layer in spec.layers):
+    if any(
+        isinstance(layer.mixer, Grouped) and layer.mixer.layout is not None for layer in (*spec.layers, *spec.encoder)
+    ):
         raise UnsupportedError("no Hugging Face architecture expresses block-sparse attention (a mixer's layout)")
     found = find_format(spec)
     if found is not None:

@@ -79,7 +79,7 @@ class T5:
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """The specification. Raises UnsupportedError for another feed-forward network."""
         fields = Fields(config, "t5")
-        name = fields.architecture(LM)
+        name = self.class_name(fields)
         kind = fields.get("feed_forward_proj", "relu")
         if kind not in FEEDFORWARD:
             raise UnsupportedError(
@@ -104,6 +104,10 @@ class T5:
             **self.head(fields, name),
             body=EncoderBody() if alone else encoder_decoder(fields, start=fields.get("pad_token_id", 0)),
         )
+
+    def class_name(self, fields: Fields) -> str:
+        """The class whose weights these are."""
+        return fields.architecture(LM)
 
     def head(self, fields: Fields, name: str) -> dict[str, Any]:
         """Our fields `head` and `tied_head` of the class `name`. Raises UnsupportedError for another."""

@@ -83,11 +83,12 @@ class Strided(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalRandom(Layout):
-    """And the first blocks of the row, and some drawn for every row and head (BigBird, Zaheer et al. 2020)."""
+    """And the first blocks of the row, and some drawn for every row and head (BigBird, Zaheer et al. 2020): earlier ones, in
+    encoders also those that drew it, so that padding changes nothing."""
 
     by_head: ClassVar[bool] = True
     first: int = 1  # blocks that everyone sees
-    random: int = 3  # blocks
+    random: int = 3  # earlier blocks that a block draws
     seed: int = 0
 
     def __post_init__(self):

@@ -60,8 +60,6 @@ def test_the_decoder_sees_no_later_target_and_all_of_the_source():
 def test_what_is_not_built_is_refused():
     with pytest.raises(ConfigError, match="encoder–decoders need pre or post"):
         tiny(arrangement=Parallel())
-    with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):
-        tiny(mixer=Grouped(heads=3, window=4))
     tokens = torch.zeros(1, 3, dtype=torch.long)
     with pytest.raises(DataError, match="takes no documents"):
         build_model(tiny())(tokens, tokens, documents=tokens)

@@ -18,7 +18,6 @@ from luban.kernels import layout as blocks
 from luban.models.config import resolve_spec
 from luban.models.convert.base import format_for
 from luban.models.encoder import EncoderBody
-from luban.models.encoder_decoder import EncoderDecoderBody
 from luban.models.spec import uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
@@ -99,6 +98,9 @@ def test_random_blocks_are_new_ones_of_every_row_and_head_and_stay_when_the_row_
     assert (more.sum(-1) == torch.arange(32).sub(2).clamp(0, 2)).all()  # block m has m − 2 others to draw from
     assert not torch.equal(more[0], more[1])
     assert torch.equal(made[0].table, made[1].table[:, :10, :10])
+    both = [blocks.global_random(T, 64, first=1, random=2, seed=5, heads=3, causal=False).table for T in (640, 2048)]
+    assert torch.equal(both[1], made[1].table | made[1].table.transpose(1, 2)), "and those that drew it, in encoders"
+    assert torch.equal(both[0], both[1][:, :10, :10])
     assert not torch.equal(blocks.global_random(2048, 64, first=1, random=2, seed=6, heads=3).table, made[1].table)
 
 
@@ -174,18 +176,17 @@ def test_what_does_not_fit_is_refused():
         Blockwise(span=100)
     with pytest.raises(ConfigError, match="a layout has a window of its own"):
         Grouped(heads=2, window=5, layout=Local())
-    with pytest.raises(ConfigError, match="encoder–decoders don't support attention windows and layouts"):
-        make(Local(), body=EncoderDecoderBody())
     with pytest.raises(UnsupportedError, match=r"block-sparse attention \(a mixer's layout\)"):
         format_for(make(Local()).spec)
     with pytest.raises(DataError, match="block-sparse layouts don't support prefix"):
         make(Local())(torch.randint(0, 53, (1, 30)), segments=torch.ones(1, 30, dtype=torch.long))
 
 
+@pytest.mark.parametrize("body", ["decoder", "encoder"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_padding_and_company_change_nothing(name):
+def test_padding_and_company_change_nothing(name, body):
     """Rows of different lengths, alone and together: padded on either side, and joined while they grow."""
-    model = make(LAYOUTS[name], layers=2)
+    model = make(LAYOUTS[name], layers=2, **({"body": EncoderBody()} if body == "encoder" else {}))
     rows = [torch.randint(0, 53, (n,)).tolist() for n in (61, 40, 24)]
     with torch.no_grad():
         alone = [model(torch.tensor([row]))[0] for row in rows]
@@ -195,6 +196,8 @@ def test_padding_and_company_change_nothing(name):
             out = model(tokens, mask=real)
             for row, want in enumerate(alone):
                 torch.testing.assert_close(out[row][real[row]], want, atol=1e-9, rtol=0)
+    if body == "encoder":
+        return
     session, late = Session(model), [Sequence([*row], Sampling(temperature=0), 0) for row in rows]
     session.add(late[:2])
     for _ in range(5):
