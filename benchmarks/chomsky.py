@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -91,12 +91,13 @@ def main() -> None:
     threads = threads_of(args.jobs)
     names = {field.name for field in fields(Protocol)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    base = Protocol(**((SHORT if args.short else {}) | given | {"test_from": args.longest + 1}))
+    settings = (SHORT if args.short else {}) | given | {"test_from": args.longest + 1}
+    planned = [Protocol(task=task, model=model, **settings) for task in args.tasks for model in args.models]
+    base = planned[0]
     print(
         f"torch {torch.__version__}, {args.device}, {threads} threads each; accuracy at {base.test_from}–{base.test_to} in %, trained: at "
         f"1–{base.longest}"
     )
-    planned = [replace(base, task=task, model=model) for task in args.tasks for model in args.models]
     print(f"{'task':24} {'model':30} {'measured':>8} {'published':>9} {'trained':>7}  seeds, steps")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context, torch.set_num_threads, (threads,)) as pool:

@@ -118,6 +118,48 @@ def test_jobs_of_the_chomsky_benchmark_take_as_many_threads_as_they_are_given(
     assert used == [jobs, threads] and f", {threads} threads each" in capsys.readouterr().out
 
 
+def test_options_of_the_chomsky_benchmark_are_fields_of_its_protocols(benchmark, capsys):
+    planned = []
+
+    class Pool:
+        """In the place of processes."""
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def map(self, function, protocols, *_):
+            planned.extend(protocols)
+            return []
+
+    words = [
+        "--longest",
+        7,
+        "--test-to",
+        20,
+        "--layers",
+        2,
+        "--width",
+        32,
+        "--lr",
+        3e-3,
+        "--position-range",
+        99,
+        "--steps",
+        5,
+    ]
+    benchmark("chomsky", "--tasks", "parity", "--models", "transformer", *words, "--short", ProcessPoolExecutor=Pool)
+    (made,) = planned
+    assert (made.longest, made.test_from, made.test_to, made.test_step) == (7, 8, 20, 3)
+    assert (made.layers, made.width, made.lr, made.position_range, made.steps) == (2, 32, 3e-3, 99, 5)
+    assert "accuracy at 8–20 in %, trained: at 1–7" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "words", "others"),
     [

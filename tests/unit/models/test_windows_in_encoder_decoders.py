@@ -48,20 +48,20 @@ def model_spec(encoder: Mixer, decoder: Mixer, position: Position | None = None,
     return replace(made, encoder=tuple(replace(layer, mixer=encoder) for layer in made.encoder))
 
 
-def visible(mixer: Mixer, i: int, j: int, tokens: int, *, causal: bool) -> list[bool]:
-    """Head by head, whether token i may attend to token j."""
-    if causal and j > i:
-        return [False] * HEADS
+def visible(mixer: Mixer, tokens: int, *, causal: bool) -> Tensor:
+    """(H, T, T) bool: head by head, whether token i may attend to token j."""
+    here = torch.arange(tokens)
+    i, j = here[:, None], here[None]
+    seen = torch.ones(HEADS, tokens, tokens, dtype=torch.bool)
     if isinstance(mixer, Dilated):
-        return [(i - j) % gap == 0 and abs(i - j) // gap < mixer.window for gap in mixer.dilations[:HEADS]]
-    assert isinstance(mixer, Grouped)
-    if mixer.window is not None:
-        return [abs(i - j) < mixer.window] * HEADS
-    layout = mixer.layout
-    if layout is None:
-        return [True] * HEADS
-    table = layout.build(tokens, HEADS, causal, torch.device("cpu")).table.expand(HEADS, -1, -1)
-    return [bool(table[head, i // layout.block, j // layout.block]) for head in range(HEADS)]
+        gaps = torch.tensor(mixer.dilations[:HEADS])[:, None, None]
+        seen = ((i - j) % gaps == 0) & ((i - j).abs() // gaps < mixer.window)
+    elif isinstance(mixer, Grouped) and mixer.window is not None:
+        seen = seen & ((i - j).abs() < mixer.window)
+    elif isinstance(mixer, Grouped) and mixer.layout is not None:
+        table = mixer.layout.build(tokens, HEADS, causal, torch.device("cpu")).table
+        seen = seen & table[:, i // mixer.layout.block, j // mixer.layout.block]
+    return seen & (j <= i) if causal else seen
 
 
 class WrittenOut(AttentionBackend):
@@ -72,10 +72,8 @@ class WrittenOut(AttentionBackend):
         batch, tokens = real_BT.shape
         seen = torch.zeros(batch, HEADS, tokens, tokens, dtype=torch.bool)
         for row in range(batch):
-            here = real_BT[row].nonzero().flatten().tolist()  # places are counted in real tokens
-            for i, query in enumerate(here):
-                for j, key in enumerate(here):
-                    seen[row, :, query, key] = torch.tensor(visible(mixer, i, j, len(here), causal=causal))
+            here = real_BT[row].nonzero().squeeze(1)  # places are counted in real tokens
+            seen[row, :, here[:, None], here] = visible(mixer, len(here), causal=causal)
         seen |= torch.eye(tokens, dtype=torch.bool)  # padding's own softmax
         self.seen = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))
 
