@@ -79,6 +79,11 @@ class Protocol:
         """The fields for JSON, which has no infinity: without a limit on seconds where there is none."""
         return {name: value for name, value in asdict(self).items() if value != float("inf")}
 
+    def tokens(self, length: int) -> int:
+        """Those of the longest rows of lengths up to `length`; a Transformer always has positions for the tests."""
+        longest = length if self.model in CELLS else max(length, self.longest, self.test_to)
+        return row_tokens(chomsky_task(self.task), longest, self.computation)
+
     def spec(self, tokens: int) -> ModelSpec:
         """The model for rows of so many tokens."""
         task, sizes = chomsky_task(self.task), {"layers": self.layers, "position_range": self.position_range}
@@ -179,10 +184,7 @@ def train(
         ConfigError: the training in `folder` differs in more than steps and seconds.
     """
     task, rng = chomsky_task(protocol.task), np.random.default_rng(protocol.seed)
-    tokens = row_tokens(task, protocol.longest, protocol.computation)
-    if protocol.model not in CELLS:
-        tokens = max(tokens, row_tokens(task, protocol.test_to, protocol.computation))
-    spec = protocol.spec(tokens)
+    spec = protocol.spec(protocol.tokens(protocol.longest))
     models = [build_model(spec, seed=protocol.seed + number, device=device).train() for number in range(protocol.seeds)]
     seeds = Seeds(models, vectorised=protocol.seeds > 1 and protocol.model not in ("rnn", "lstm"))
     optimizer = torch.optim.Adam(seeds.trained(), lr=protocol.lr)
@@ -225,8 +227,7 @@ def accuracies(models: Iterable[Model], protocol: Protocol, lengths: Iterable[in
     found = []
     for model in models:
         device = next(model.parameters()).device
-        tokens = row_tokens(task, max(lengths), protocol.computation)
-        wide = build_model(protocol.spec(tokens), seed=None, device=device)
+        wide = build_model(protocol.spec(protocol.tokens(max(lengths))), seed=None, device=device)
         wide.load_state_dict(model.state_dict())
         wide.eval()
         rng = np.random.default_rng([protocol.seed, 1])  # other rows than in training

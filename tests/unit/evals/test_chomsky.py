@@ -183,6 +183,12 @@ def test_steps_of_computation_stand_between_input_and_answer_and_are_no_input_of
     assert jumps == [(1 + 3 + 1, [1, 1]), (5 + 15 + 5, [5, 5])]
 
 
+def test_a_table_of_positions_is_as_large_at_trained_lengths_as_in_tests():
+    protocol = replace(SMALL, model="transformer_learned", layers=1, steps=1, width=16, test_rows=3)
+    models, _ = train(protocol)
+    assert len(accuracies(models, protocol, range(1, 3))[0]) == 2 and len(accuracies(models, protocol)[0]) == 2
+
+
 def test_sizes_of_a_transformer_are_those_asked_for():
     spec = Protocol(model="transformer_random_learned", width=32, layers=2, position_range=77).spec(40)
     assert (len(spec.layers), spec.width, spec.position.longest) == (2, 32, 77)
