@@ -24,6 +24,9 @@ ENCODER = {
 }
 
 
+WINDOWS = {"encoder": {"layers": 2, "layer": {"mixer": {"window": 5}}}, "layer": {"mixer": {"window": 3}}}
+
+
 def losses(run) -> list[float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
@@ -50,12 +53,15 @@ def test_trains_and_resumes_bitwise(tiny, tmp_path, model, objective):
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path):
+@pytest.mark.parametrize("sides", [{}, WINDOWS], ids=["dense", "windows"])
+def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path, sides):
     """What an objective begins the decoder with is in the run's specification, so that the run writes text."""
-    model = {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}}
+    model = {"body": {"type": "encoder_decoder"}, "position": {"type": "learned"}, **sides}
     objective = {"type": "span_corruption", "sentinels": 20}
     run = pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
     loaded, shards = luban.load_model(run), Shards.open(Path(tiny().data.path))
+    windows = {layer.mixer.window for layer in loaded.spec.encoder}, {layer.mixer.window for layer in loaded.spec.layers}
+    assert windows == (({5}, {3}) if sides else ({None}, {None}))
     assert loaded.spec.body.decoder_start == shards.pad_id
     assert loaded.ends_with_eos
     result = luban.Engine(loaded).generate("ab ab", luban.Sampling(max_tokens=3, temperature=0, ignore_eos=True))[0]

@@ -66,6 +66,15 @@ CASES = {
         "model": {"body": {"type": "encoder_decoder"}, "position": {"type": "t5"}},
         "objective": {"type": "span_corruption"},
     },
+    "encoder–decoder with windows": {
+        "model": {
+            "body": {"type": "encoder_decoder"},
+            "position": {"type": "t5"},
+            "encoder": {"layers": 2, "layer": {"mixer": {"window": 9}}},
+            "layer": {"mixer": {"layout": {"type": "strided", "block": 16}}},
+        },
+        "objective": {"type": "span_corruption"},
+    },
 }
 
 
