@@ -17,6 +17,7 @@ from luban.generate.cache import ContiguousCache
 from luban.load.model import LoadedModel
 from luban.models.config import resolve_spec
 from luban.models.encoder_decoder import EncoderDecoderBody
+from luban.models.presets import preset
 from luban.models.spec import ModelSpec, uniform
 from luban.nn.attention.backend import AttentionBackend
 from luban.nn.attention.prepared_mask import PreparedMask
@@ -165,6 +166,9 @@ def test_recipes_give_each_side_its_own_window_and_the_description_knows_it():
         53,
     )
     assert [layer.mixer.window for layer in (*spec.encoder, *spec.layers)] == [4, 4, 4, None, None]
+    t5 = preset("t5-small")
+    windowed = resolve_spec({"preset": "t5-small", "encoder": {"layer": {"mixer": {"window": 128}}}}, t5.vocab_size)
+    assert windowed == replace(t5, encoder=tuple(replace(la, mixer=replace(la.mixer, window=128)) for la in t5.encoder))
     density = [op.mask_density for op in describe(spec, seq=64).ops if op.kind == "attention"]
     band = 1 - (1 - 4 / 64) ** 2  # of a square without the two triangles beside the diagonal
     assert density == [pytest.approx(band)] * 3 + [0.5, 1.0, 0.5, 1.0]

@@ -60,7 +60,10 @@ def test_an_encoder_decoder_answers_as_it_was_trained_to_begin(tiny, tmp_path, s
     objective = {"type": "span_corruption", "sentinels": 20}
     run = pretrain(tiny(model=model, objective=objective), tmp_path / "run", "run")
     loaded, shards = luban.load_model(run), Shards.open(Path(tiny().data.path))
-    windows = {layer.mixer.window for layer in loaded.spec.encoder}, {layer.mixer.window for layer in loaded.spec.layers}
+    windows = (
+        {layer.mixer.window for layer in loaded.spec.encoder},
+        {layer.mixer.window for layer in loaded.spec.layers},
+    )
     assert windows == (({5}, {3}) if sides else ({None}, {None}))
     assert loaded.spec.body.decoder_start == shards.pad_id
     assert loaded.ends_with_eos
