@@ -27,6 +27,10 @@ class StepCount:
         decided = [*self.earlier, [self.fixed_at, self.fixed]]
         return next((steps for at, steps in reversed(decided) if steps is not None and step >= at), self.wanted)
 
+    def known(self, step: int) -> int | None:
+        """`total`; None while the steps that fit the budget aren't known yet."""
+        return None if self.budget_seconds and self.fixed is None else self.total(step)
+
     def fix(self, step: int, steps: int) -> None:
         """Set the number of steps to `steps`, as known from step `step` on."""
         if self.fixed is not None:

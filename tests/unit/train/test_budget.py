@@ -34,3 +34,5 @@ def test_the_budget_only_ever_lowers_the_steps_and_an_exhausted_one_stops_now():
         spent.record(step, 10.0, 10.0 * step)
     assert fast.fixed == 50 and spent.fixed == 21
     assert StepCount(wanted=50).total(49) == 50
+    assert [StepCount(wanted=50).known(0), StepCount(wanted=50, budget_seconds=9).known(0)] == [50, None]
+    assert StepCount(wanted=50, budget_seconds=9, fixed=30, fixed_at=21).known(25) == 30
