@@ -398,3 +398,17 @@ def test_what_is_wrong_with_a_body_or_an_adapter_is_said(served, serving, tmp_pa
         assert len(client.get("/v1/models").json()["data"]) == 1
         client.app.state.service.draining = True
         assert client.post(LOAD, json={"lora_name": "x", "lora_path": str(made["a"])}).status_code == 503
+
+
+def test_an_adapter_that_has_gone_from_the_disk_fails_its_requests_alone(served, serving, tmp_path):
+    base, made = served
+    gone = shutil.copytree(made["a"], tmp_path / "gone")
+    with serving(Engine(load_model(base), adapters={"x": gone, "y": made["b"]}, max_adapters=1)) as client:
+        body = {"prompt": prompts(1)[0], "max_tokens": 2}
+        assert client.post("/v1/completions", json={**body, "model": "x"}).status_code == 200
+        assert client.post("/v1/completions", json={**body, "model": "y"}).status_code == 200  # takes its place
+        shutil.rmtree(gone)
+        failed = client.post("/v1/completions", json={**body, "model": "x"})
+        said = failed.json()["error"]["message"]
+        assert failed.status_code == 500 and "gone" in said and "does not exist" in said and "model failed" not in said
+        assert client.post("/v1/completions", json={**body, "model": "y"}).status_code == 200
