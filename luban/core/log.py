@@ -110,7 +110,13 @@ class Bar:
             share = min(self.done / self.total, 1.0)
             filled = int(24 * share)
             parts.append(f"{'█' * filled}{'░' * (24 - filled)} {share:4.0%} {count(self.done)}/{count(self.total)}")
-            left = seconds((self.total - self.done) / rate) + " left" if rate > 0 else ""
+            left = (
+                f"in {seconds(elapsed)}"
+                if ended
+                else seconds((self.total - self.done) / rate) + " left"
+                if rate > 0
+                else ""
+            )
         else:
             parts.append(count(self.done))
             left = seconds(elapsed)
