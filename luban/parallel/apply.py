@@ -306,7 +306,8 @@ def _pipeline(
 ) -> Pipelined:
     """What runs this process's stages. Raises ConfigError where stages that update by themselves share parameters."""
     world, plan = sums.world, sums.world.plan
-    channels = Channels(plan, world.group("pipeline"), execution.device)
+    links = [(source, target) for _, source, target in boundary.routes.messages]
+    channels = Channels(links, world.group("pipeline"), execution.device)
     dtype = torch.float64 if execution.precision == "fp64" else torch.float32
     parts = (*functions, params, boundary, channels, world, dtype)
     if plan.schedule != "pipedream":

@@ -55,9 +55,9 @@ class Asynchronous(Pipelined):
             self._forward_and_stash(action, micro_batches[m], self._at_version(m), factor, totals)
             return
         stash, weights = self.stashed.pop((stage, m)), self.versions.pop(m)
-        needed = [*stash.inputs, *weights.values()]
+        needed = [*stash.inputs.values(), *weights.values()]
         gradients = self._incoming(stash, action)
-        found = torch.autograd.grad(stash.outputs, needed, gradients, allow_unused=True)
+        found = torch.autograd.grad([*stash.outputs.values()], needed, gradients, allow_unused=True)
         self._send_back(stash, action, found[: len(stash.inputs)])
         named = zip(weights, found[len(stash.inputs) :], strict=True)
         assert self.change is not None
