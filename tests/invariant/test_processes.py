@@ -272,6 +272,37 @@ def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, st
     assert code == 0 and f"resuming after step {done}" in err, err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["pipeline", "shard"])
+def test_a_process_in_an_endless_loop_is_named_with_where_it_stands(start, shards, recipe, tmp_path, plan):
+    """Behind a step that all finished, before the collectives of the next one."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from luban.train.loop import Loop\n"
+        "    whole = Loop._submit\n"
+        "    def endless(self, stop):\n"
+        "        while self.state.progress.step == 12:\n"
+        "            pass\n"
+        "        return whole(self, stop)\n"
+        "    Loop._submit = endless\n"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = ("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
+    words = ("--train.hang_seconds", "3", f"--plan.{plan}", "2", "--validation.every", "0")
+    began = time.monotonic()
+    process = start(*command, *words, environment=environment)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and time.monotonic() - began < 200, err
+    assert "process 1 of 2 is stuck, and the others wait" in err and "process 1, compute behind step 12" in err, err
+    assert "process 1 of 2 is stuck here" in err and err.count("in endless") >= 2, err
+    again = start(*command, *words)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and "resuming after step 12" in err, err
+
+
 def test_a_process_with_another_recipe_is_refused(luban, start, shards, recipe, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
