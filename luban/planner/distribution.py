@@ -66,8 +66,10 @@ class Distribution:
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages
             stash, stages = peak_stash(plan, self.spread.pieces)[process], max(self._stage_shares(process))
-            if plan.schedule == "pipedream":  # and has the weights that its micro-batch met
-                parameters += stash * count * graph.itemsize
+            if (
+                plan.schedule == "pipedream"
+            ):  # and has the weights that its micro-batch met, of which one are the newest
+                parameters += (stash - 1) * count * graph.itemsize
         parts = plan.tensor * plan.context
         activations = whole.activations / parts
         if plan.remat == "none" and whole.activations:

@@ -131,7 +131,7 @@ def test_pipedream_keeps_versions_of_the_weights_and_sums_gradients_of_every_mic
         distribution(pieces, pipeline=2, replicate=2, microbatches=pieces, schedule=name)
         for name in ("pipedream", "1f1b")
     )
-    for process, versions in ((0, 2), (1, 1)):
+    for process, versions in ((0, 1), (1, 0)):  # beside the newest
         more = stale.process_memory(WHOLE, process).parameters - flushed.process_memory(WHOLE, process).parameters
         assert more == versions * 4 * stale.spread.parameters(process)
     sums = [next(row.bytes for row in each.spread.traffic(0) if row.axis == "replicate") for each in (stale, flushed)]
