@@ -31,7 +31,9 @@ class ParallelPlan:
 
     replicate: Numerical[int] = 1  # copies of the model, whose gradients are summed
     shard: Numerical[int] = 1  # processes that divide one copy's training state among them
-    zero: Numerical[Literal[1, 2, 3]] = 3  # what they divide: optimizer state; also gradients; also weights
+    # what they divide: optimizer state; also gradients; also weights (none: 3). Where it is given and neither replicas nor shards are,
+    # shards take the processes that the other axes leave
+    zero: Numerical[Literal[1, 2, 3] | None] = None
     tensor: Numerical[int] = 1  # processes that divide every matrix, and between layers the tokens of a row
     context: Numerical[int] = 1  # processes that divide the tokens of a row everywhere (ring attention)
     pipeline: Numerical[int] = 1  # processes that divide the layers
@@ -105,6 +107,11 @@ class ParallelPlan:
             )
 
     @property
+    def zero_stage(self) -> Literal[1, 2, 3]:
+        """What the processes of the axis shard divide."""
+        return self.zero or 3
+
+    @property
     def expert_processes(self) -> int:
         """The processes of one copy and stage, among which experts can be divided."""
         return self.shard * self.context * self.tensor
@@ -149,7 +156,7 @@ class ParallelPlan:
     @property
     def keeps_weights(self) -> bool:
         """Whether the axis shard divides the optimizer's state and gradients, and weights stay whole from step to step."""
-        return self.shard > 1 and self.zero < 3 and self.pipeline == 1
+        return self.shard > 1 and self.zero_stage < 3 and self.pipeline == 1
 
     @property
     def layer_policy(self) -> Remat:
@@ -171,15 +178,22 @@ class ParallelPlan:
 
     def over(self, processes: int) -> ParallelPlan:
         """The plan for so many processes: as it is where it needs just those; where it names neither replicas nor shards,
-        replicated as often as fits.
+        replicated as often as fits, or sharded where it names `zero`.
 
         Raises:
-            ConfigError: it needs another number; the message names plans that would do.
+            ConfigError: it needs another number; the message names plans that would do. Or it names `zero`, and no process is left
+                that the training state could be divided among.
         """
         if self.processes == processes:
+            if self.zero and self.shard == 1:
+                raise ConfigError(
+                    f"plan.zero {self.zero} says what plan.shard divides among processes, and there {'is' if processes == 1 else 'are'} "
+                    f"{processes} in all: start {2 * processes} (--nproc {2 * processes}), or leave plan.zero out"
+                )
             return self
         if self.readers == 1 and processes % self.processes == 0:
-            return replace(self, replicate=processes // self.processes)
+            axis = "shard" if self.zero else "replicate"
+            return replace(self, **{axis: processes // self.processes})
         given = " × ".join(f"plan.{axis} {getattr(self, axis)}" for axis in reversed(AXES) if getattr(self, axis) > 1)
         fits = " or ".join(self._options(processes))
         raise ConfigError(
@@ -201,7 +215,7 @@ class ParallelPlan:
 
     def check_used(self) -> None:
         """Raise ConfigError for a field that would change nothing, since it goes with a value that another field hasn't."""
-        if self.shard == 1 and self.zero != 3:
+        if self.zero and self.replicate > 1 == self.shard:
             raise ConfigError(
                 f"plan.zero {self.zero} says what the processes of plan.shard divide, and plan.shard is 1: use "
                 f"--plan.shard N --plan.zero {self.zero}, or leave plan.zero out"

@@ -162,7 +162,7 @@ def apply(
         dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
-        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
+        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero_stage, dtype=dtype, apart=alone)
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     offloads = plan.offload != "none"
@@ -185,7 +185,7 @@ def apply(
         from luban.parallel.whole_weights import WholeWeights
 
         params = WholeWeights(
-            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
+            model, blocks, world, zero=plan.zero_stage, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
         )
         for stack in stacks_of(model):
             stack.blocks.before = params.ready
@@ -193,7 +193,7 @@ def apply(
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
-        params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
+        params = ShardedParams(root, model, zero=plan.zero_stage, fixed=fixed)
     elif plan.pipeline == 1 and world.copies > 1:
         dtype, masters = COMPUTE[execution.precision], execution.masters
         params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)

@@ -56,13 +56,13 @@ class Distribution:
             layers = max(len(graph.layers()) // plan.pipeline, 1)
             wide, alone = max(FP32, graph.itemsize), apart * whole_count
             inside = self.spread.in_layers(process) - alone
-            gathered = count - alone - (inside if plan.zero == 3 else 0)  # what lies in no layer stays so
-            gathered += min(GATHERED / layers, 1.0) * inside if plan.zero == 3 else 0
+            gathered = count - alone - (inside if plan.zero_stage == 3 else 0)  # what lies in no layer stays so
+            gathered += min(GATHERED / layers, 1.0) * inside if plan.zero_stage == 3 else 0
             mine = (
                 0 if plan.keeps_weights and graph.itemsize == wide else (count - alone) / shards
             )  # else rows of the whole
             parameters = wide * (mine + alone) + graph.itemsize * gathered
-            gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
+            gradients = gradients if plan.zero_stage == 1 else ((held - apart) / shards + apart) * whole.gradients
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages
             stash, stages = peak_stash(plan, self.spread.pieces)[process], max(self._stage_shares(process))
@@ -110,7 +110,9 @@ class Distribution:
         plan = self.spread.plan
         sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
         axes = " × ".join(
-            f"{axis} {size}{f' (ZeRO {plan.zero})' * (axis == 'shard')}" for axis, size in sizes.items() if size > 1
+            f"{axis} {size}{f' (ZeRO {plan.zero_stage})' * (axis == 'shard')}"
+            for axis, size in sizes.items()
+            if size > 1
         )
         return f"{plan.processes} processes: {axes}" + f", experts divided among {plan.expert}" * (plan.expert > 1)
 

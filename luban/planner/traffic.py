@@ -115,15 +115,15 @@ class Spread:
         sharded = plan.shard > 1
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
         updates = plan.pipeline > 1 and plan.schedule == "pipedream"  # by every micro-batch
-        reductions = self.pieces if updates or (sharded and (plan.zero > 1 or plan.pipeline > 1)) else 1
+        reductions = self.pieces if updates or (sharded and (plan.zero_stage > 1 or plan.pipeline > 1)) else 1
         if sharded:
             again = (
-                self.in_layers(process) - experts - routers if plan.zero == 3 else 0
+                self.in_layers(process) - experts - routers if plan.zero_stage == 3 else 0
             )  # the rest stays gathered in between
             weights = (1 if plan.keeps_weights else self.pieces) * _part((count + again) * self.weight_bytes, shards)
             yield Traffic(axis="shard", collective="all-gather", what="weights", bytes=weights)
             # weights that stay whole have gradients that are sent as they are; summed over micro-batches they are wider
-            narrow = plan.keeps_weights and (plan.zero == 2 or self.pieces == 1)
+            narrow = plan.keeps_weights and (plan.zero_stage == 2 or self.pieces == 1)
             summed = reductions * _part(count * self.weight_bytes if narrow else gradient, shards)
             collective = "all-to-all" if plan.keeps_weights else "reduce-scatter"
             yield Traffic(axis="shard", collective=collective, what="gradients", bytes=summed)

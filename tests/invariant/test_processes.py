@@ -159,7 +159,11 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         ),
         ((*PIPELINE, "--plan.schedule", "zero_bubble", "--plan.remat", "full"), "does not go with plan.remat"),
         (("--nproc", "2", "--plan.shard", "2", "--optim.type", "adamw", *BF16), "train.weights bf16 does not go with"),
-        (("--nproc", "2", "--plan.zero", "2"), "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
+        (
+            ("--nproc", "2", "--plan.replicate", "2", "--plan.zero", "2"),
+            "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2",
+        ),
+        (("--nproc", "2", "--plan.tensor", "2", "--plan.zero", "2"), "there are 2 in all: start 4"),
         (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         for only in [()] + [("--dry-run",)] * (
@@ -168,6 +172,19 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
             with pytest.raises(UsageError, match=message):
                 pretrain.run([*command, *words, *only])
     assert not list(tmp_path.iterdir())
+
+
+def test_zero_alone_divides_the_training_state(shards, recipe, tmp_path, capsys):
+    """It needs no number of shards beside that of processes; replicas are what comes of no wish."""
+    for words, told in (
+        (("--plan.zero", "3"), "shard 2 (ZeRO 3)"),
+        (("--plan.zero", "1"), "shard 2 (ZeRO 1)"),
+        ((), "replicate 2"),
+    ):
+        pretrain.run(
+            [str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "r"), "--nproc", "2", *words, "--dry-run"]
+        )
+        assert f"2 processes: {told}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
