@@ -181,15 +181,9 @@ class ParallelPlan:
         replicated as often as fits, or sharded where it names `zero`.
 
         Raises:
-            ConfigError: it needs another number; the message names plans that would do. Or it names `zero`, and no process is left
-                that the training state could be divided among.
+            ConfigError: it needs another number; the message names plans that would do.
         """
         if self.processes == processes:
-            if self.zero and self.shard == 1:
-                raise ConfigError(
-                    f"plan.zero {self.zero} says what plan.shard divides among processes, and there {'is' if processes == 1 else 'are'} "
-                    f"{processes} in all: start {2 * processes} (--nproc {2 * processes}), or leave plan.zero out"
-                )
             return self
         if self.readers == 1 and processes % self.processes == 0:
             axis = "shard" if self.zero else "replicate"
@@ -213,8 +207,15 @@ class ParallelPlan:
             " ".join(f"--plan.{axis} {n}" for n, axis in zip(whole, named, strict=True)) for whole in found[:NEAREST]
         ]
 
-    def check_used(self) -> None:
-        """Raise ConfigError for a field that would change nothing, since it goes with a value that another field hasn't."""
+    def check_used(self, processes: int = 1) -> None:
+        """Raise ConfigError for a field that would change nothing in a run of so many processes, since it goes with a value that
+        another field hasn't."""
+        if self.zero and self.readers == 1 and processes <= self.processes:
+            more = 2 * self.processes
+            raise ConfigError(
+                f"plan.zero {self.zero} says what plan.shard divides among processes, and none is left for it of "
+                f"{self.processes} in all: start {more} (--nproc {more}), or leave plan.zero out"
+            )
         if self.zero and self.replicate > 1 == self.shard:
             raise ConfigError(
                 f"plan.zero {self.zero} says what the processes of plan.shard divide, and plan.shard is 1: use "

@@ -163,7 +163,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
             ("--nproc", "2", "--plan.replicate", "2", "--plan.zero", "2"),
             "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2",
         ),
-        (("--nproc", "2", "--plan.tensor", "2", "--plan.zero", "2"), "there are 2 in all: start 4"),
+        (("--nproc", "2", "--plan.tensor", "2", "--plan.zero", "2"), "none is left for it of 2 in all: start 4"),
         (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         for only in [()] + [("--dry-run",)] * (

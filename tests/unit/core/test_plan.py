@@ -14,10 +14,11 @@ def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
     for zero in (1, 2, 3):  # says that training state is to be divided
         assert ParallelPlan(zero=zero).over(4) == ParallelPlan(shard=4, zero=zero)
         assert ParallelPlan(zero=zero, tensor=2).over(4) == ParallelPlan(shard=2, tensor=2, zero=zero)
-        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* there is 1 in all: start 2 .*--nproc 2"):
-            ParallelPlan(zero=zero).over(1)
-        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* there are 4 in all: start 8 .*--nproc 8"):
-            ParallelPlan(zero=zero, pipeline=4).over(4)
+        ParallelPlan(zero=zero, tensor=2).check_used(4)
+        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* of 1 in all: start 2 .*--nproc 2"):
+            ParallelPlan(zero=zero).check_used(1)
+        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* of 4 in all: start 8 .*--nproc 8"):
+            ParallelPlan(zero=zero, pipeline=4).check_used(4)
     assert ParallelPlan(shard=2).over(2).zero_stage == 3
     with pytest.raises(
         ConfigError, match=r"needs 3 processes, and there are 4: start 3 \(--nproc 3\), or give .*shard 4"
