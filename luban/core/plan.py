@@ -99,10 +99,36 @@ class ParallelPlan:
         if self.offload_tiles and self.offload == "none":
             raise ConfigError("plan.offload_tiles reads matrices from the host: use --plan.offload cpu")
         if self.offload != "none" and self.processes > 1:
+            self._check_offload_processes()
+
+    def _check_offload_processes(self) -> None:
+        """Raise ConfigError for what doesn't go with offloading in several processes."""
+        what = f"plan.offload {self.offload}"
+        if self.shard == 1 and self.replicate * self.context > 1:
+            axis = "replicate" if self.replicate > 1 else "context"
             raise ConfigError(
-                f"plan.offload goes with one process, and this plan has {self.processes}: leave plan.offload out, which axes such as "
-                "plan.shard make up for by dividing the training state, or leave the axes at 1"
+                f"{what} does not go with plan.{axis} alone, of which every process would keep all of the training state on the host: "
+                f"use --plan.shard 2 --plan.{axis} {max(getattr(self, axis) // 2, 1)}, or another number of shards"
             )
+        if self.pipeline > 1 and self.schedule in ("zero_bubble", "pipedream"):
+            raise ConfigError(
+                f"{what} does not go with plan.schedule {self.schedule}, whose gradients don't leave one by one: use --plan.schedule "
+                "1f1b or interleaved"
+            )
+        if self.offload_tiles:
+            raise ConfigError(
+                f"plan.offload_tiles goes with one process, and this plan has {self.processes}: leave it out, or use --plan.shard with "
+                "--plan.zero 3, which gathers one layer at a time"
+            )
+        if not self.shards_by_layer:
+            return
+        other = "--plan.zero 2" if self.pipeline == 1 else "--plan.zero 2 without plan.pipeline"
+        for field, wrong in (("offload disk", self.offload == "disk"), ("offload_delay", self.offload_delay)):
+            if wrong:
+                raise ConfigError(
+                    f"plan.{field} does not go with weights that are gathered layer by layer from fp32 shards in host memory "
+                    f"(plan.zero 3, or shards of pipelines): use {other}"
+                )
 
     @property
     def expert_processes(self) -> int:
@@ -150,6 +176,11 @@ class ParallelPlan:
     def keeps_weights(self) -> bool:
         """Whether the axis shard divides the optimizer's state and gradients, and weights stay whole from step to step."""
         return self.shard > 1 and self.zero < 3 and self.pipeline == 1
+
+    @property
+    def shards_by_layer(self) -> bool:
+        """Whether weights lie in fp32 shards of layers (FSDP), which are gathered where they are used."""
+        return self.shard > 1 and not self.keeps_weights
 
     @property
     def layer_policy(self) -> Remat:

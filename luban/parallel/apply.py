@@ -156,16 +156,18 @@ def apply(
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
     root = None
-    if plan.shard > 1 and not plan.keeps_weights:
+    offloads = plan.offload != "none"
+    if plan.shards_by_layer:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
-        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
+        shard_modules(
+            root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone, offloads=offloads
+        )
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
-    offloads = plan.offload != "none"
     materialise(model, torch.device("cpu") if offloads else execution.device)
     region = placements.region
     if plan.keeps_weights and not placements.divided:
@@ -176,24 +178,28 @@ def apply(
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
-    if offloads:
-        dtype = COMPUTE[execution.precision]
-        pool = partial(_pool, plan, execution.device)
-        params = HostParams(model, dtype, execution.device, pool, fixed=fixed, delayed=plan.offload_delay)
-        params.place(loss)
-    elif plan.keeps_weights:
+    pool = partial(_pool, plan, execution.device)
+    if plan.keeps_weights:
         from luban.parallel.whole_weights import WholeWeights
 
-        params = WholeWeights(
-            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
-        )
+        made = WholeWeights
+        if offloads:
+            from luban.parallel.offload.host_rows import HostRows
+
+            made = partial(HostRows, device=execution.device, pool=pool, delayed=plan.offload_delay)
+        dtype = COMPUTE[execution.precision]
+        params = made(model, blocks, world, zero=plan.zero, dtype=dtype, fixed=fixed, apart=apart)
         for stack in stacks_of(model):
             stack.blocks.before = params.ready
         functions = [partial(_after, params.ready_outside, function) for function in functions]
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
-        params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
+        params = ShardedParams(root, model, zero=plan.zero, fixed=fixed, device=execution.device)
+    elif offloads:
+        dtype = COMPUTE[execution.precision]
+        params = HostParams(model, dtype, execution.device, pool, fixed=fixed, delayed=plan.offload_delay)
+        params.place(loss)
     elif plan.pipeline == 1 and world.copies > 1:
         dtype, masters = COMPUTE[execution.precision], execution.masters
         params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
@@ -215,9 +221,8 @@ def apply(
     # The optimizer last: it holds the very tensors that are trained.
     divided = None if optimizer.elementwise or plan.shard * plan.tensor == 1 else Matrices(params, placements)
     built = optimizer.build(params.parameters, roles_of(model), divided, factors)
-    if isinstance(params, HostParams):
-        params.keep_moments(built)
-        built = DelayedOptimizer(built) if plan.offload_delay else built
+    params.keep_moments(built)
+    built = DelayedOptimizer(built) if plan.offload_delay else built
     return TrainEngine(
         runner,
         params,

@@ -9,16 +9,15 @@ updated to the dtype of the matmuls there; that is copied back. All of this memo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from luban.optim.adamw import AdamWGroups
-from luban.optim.base import Optimizer, ParamGroups
-from luban.parallel.offload.pools import DiskPool, HostPool, Pool
-from luban.parallel.offload.streamed import StreamedGroups
+from luban.optim.base import Optimizer
+from luban.parallel.offload.pools import HostPool, Pool, training_bytes
+from luban.parallel.offload.streamed import keep_moments
+from luban.parallel.offload.sums import HostSums
 from luban.parallel.offload.tiles import tiled_weights
 from luban.parallel.precision import MixedPrecisionParams
 from luban.parallel.remat.host import Streams
@@ -52,18 +51,13 @@ class HostParams(MixedPrecisionParams):
         self.place(model)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = True
-        kinds = {tensor.dtype for tensor in whole.values()}
-        size = sum(3 * DiskPool.bytes_of([t.shape for t in whole.values() if t.dtype == kind], kind) for kind in kinds)
-        self.pool = pool(size)
+        self.pool = pool(training_bytes(whole.values()))
         self.parameters = {}
         for name in list(whole):
             tensor = whole.pop(name)
             master = self.pool.zeros(tensor.shape, tensor.dtype)
             self.parameters[name] = nn.Parameter(master.copy_(tensor))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="luban-gradients")
-        self._adding: list[Future[None]] = []
-        self._landings: dict[str, Tensor] = {}  # where gradients arrive
-        self._memory: list[dict[str, Tensor]] = [{} for _ in range(1 + delayed)]  # of sums, in turns
+        self._leaving = HostSums(self.streams, delayed=delayed)
         self.staged: dict[str, Tensor] = {}
         if self.streams.cuda:
             self.stage()
@@ -82,19 +76,8 @@ class HostParams(MixedPrecisionParams):
         module._apply(placed)  # as module.to does
 
     def keep_moments(self, optimizer: Optimizer) -> None:
-        """Put Adam's moments into the pool; those on a disk are streamed through memory from now on."""
-        for algorithm in optimizer.algorithms:
-            assert isinstance(algorithm, AdamWGroups)
-            for parameter, state in algorithm.state.items():
-                state.update(
-                    exp_avg=self.pool.zeros(parameter.shape, parameter.dtype),
-                    exp_avg_sq=self.pool.zeros(parameter.shape, parameter.dtype),
-                    step=torch.zeros(()),
-                )
-        pool = self.pool
-        if isinstance(pool, DiskPool) and pool.direct is not None:
-            streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
-            optimizer.algorithms = streamed
+        """Put Adam's moments into the pool."""
+        keep_moments(optimizer, self.pool)
 
     def stage(self) -> None:
         """Round updated weights in host memory, pinned for a GPU, before they are copied to the device; but for matrices that are read
@@ -130,43 +113,17 @@ class HostParams(MixedPrecisionParams):
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = None
-        if self.streams.cuda and not gradient.is_cuda:  # of a matrix that is read by tiles
-            self._adding.append(self._thread.submit(self._add, name, gradient, None))
-            return
-        with self.streams.copying("out"):
-            if name not in self._landings:
-                self._landings[name] = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
-            host = self._landings[name].copy_(gradient, non_blocking=True)
-            if self.streams.cuda:
-                gradient.record_stream(torch.cuda.current_stream(self.streams.device))
-            self._adding.append(self._thread.submit(self._add, name, host, self.streams.event()))
-
-    @torch.no_grad()
-    def _add(self, name: str, gradient: Tensor, arrived: torch.cuda.Event | None) -> None:
-        """Add a gradient to the step's sums as soon as it is on the host."""
-        if arrived is not None:
-            arrived.synchronize()
-        if name in self._sums:
-            self._sums[name] += gradient
-            return
-        memory = self._memory[0]
-        if name not in memory:
-            memory[name] = torch.empty(gradient.shape, dtype=torch.promote_types(gradient.dtype, torch.float32))
-        self._sums[name] = memory[name].copy_(gradient)
+        self._leaving.leave(name, gradient)
 
     def accumulate(self) -> None:
         """Wait until the gradients that have left are in the step's sums."""
-        adding, self._adding = self._adding, []
-        for each in adding:
-            each.result()
+        self._leaving.wait()
 
     def gradients(self) -> dict[str, Tensor]:
         """Of every parameter that the step has reached, on the host; those of a later step take their place."""
-        self.accumulate()
-        return {name: self._sums[name] for name in self.working if name in self._sums}  # not as they have left
+        sums = self._leaving.wait()
+        return {name: sums[name] for name in self.working if name in sums}  # not as they have left
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self.accumulate()
-        self._sums = {}
-        self._memory.append(self._memory.pop(0))
+        self._leaving.clear()

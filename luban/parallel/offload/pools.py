@@ -12,7 +12,7 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,11 @@ class DiskPool:
     def bytes_of(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """What tensors of these shapes take."""
         return sum(rounded_up(prod(shape) * dtype.itemsize) for shape in shapes)
+
+
+def training_bytes(weights: Iterable[Tensor]) -> int:
+    """What weights and Adam's two moments of each take in a pool."""
+    return sum(3 * DiskPool.bytes_of([weight.shape], weight.dtype) for weight in weights)
 
 
 def _direct(folder: Path, handle: int) -> DirectFile | None:

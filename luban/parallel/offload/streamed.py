@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.errors import TrainingError
-from luban.optim.base import ParamGroups, Update
+from luban.optim.adamw import AdamWGroups
+from luban.optim.base import Optimizer, ParamGroups, Update
 from luban.parallel.offload.direct import Buffer, done, rounded_up
-from luban.parallel.offload.pools import DiskPool
+from luban.parallel.offload.pools import DiskPool, Pool
 
 NUMBERS = 2**24  # of a piece
 SLOTS = 3  # pieces in memory: one that is read, one that is updated, one that is written
@@ -77,6 +79,9 @@ class StreamedGroups(ParamGroups):
         if not update.apply:
             return
         stepped = [p for group in self.groups for p in group["params"] if p in update.gradients]
+        for parameter in stepped:
+            if not parameter.numel():  # of a process that has no row of it, for which no piece counts the step
+                self.state[parameter]["step"] += 1
         work = list(pieces(stepped, self.numbers))
         self._allot(work)
         try:
@@ -155,3 +160,15 @@ class StreamedGroups(ParamGroups):
     def averages(self) -> Mapping[nn.Parameter, Tensor]:
         """Of the algorithm."""
         return self.algorithm.averages()
+
+
+def keep_moments(optimizer: Optimizer, pool: Pool) -> None:
+    """Put Adam's moments into a pool; those on a disk are streamed through memory from now on."""
+    for algorithm in optimizer.algorithms:
+        assert isinstance(algorithm, AdamWGroups)
+        for parameter, state in algorithm.state.items():
+            state.update({name: pool.zeros(parameter.shape, parameter.dtype) for name in MOMENTS})
+            state["step"] = torch.zeros(())
+    if isinstance(pool, DiskPool) and pool.direct is not None:
+        streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
+        optimizer.algorithms = streamed
