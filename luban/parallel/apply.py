@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +35,6 @@ from luban.parallel.micro_batches import OneAfterTheOther, Runner
 from luban.parallel.mixers import check_mixers
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
-from luban.parallel.offload.pools import DiskPool, HostPool, Pool
 from luban.parallel.offload.tiles import use_tiles
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
@@ -131,6 +129,8 @@ def apply(
     if plan.offload_tiles:
         for block in blocks:
             use_tiles(block, plan.offload_tiles)
+    if plan.offload_weights != "none" and any(block.reversible for block in blocks):
+        raise ConfigError("plan.offload_weights does not go with reversible layers, which run together: leave it out")
     apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
@@ -178,7 +178,6 @@ def apply(
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
-    pool = partial(_pool, plan, execution.device)
     if plan.keeps_weights:
         from luban.parallel.whole_weights import WholeWeights
 
@@ -186,7 +185,7 @@ def apply(
         if offloads:
             from luban.parallel.offload.host_rows import HostRows
 
-            made = partial(HostRows, device=execution.device, pool=pool, delayed=plan.offload_delay)
+            made = partial(HostRows, device=execution.device, plan=plan)
         dtype = COMPUTE[execution.precision]
         params = made(model, blocks, world, zero=plan.zero, dtype=dtype, fixed=fixed, apart=apart)
         for stack in stacks_of(model):
@@ -198,8 +197,10 @@ def apply(
         params = ShardedParams(root, model, zero=plan.zero, fixed=fixed, device=execution.device)
     elif offloads:
         dtype = COMPUTE[execution.precision]
-        params = HostParams(model, dtype, execution.device, pool, fixed=fixed, delayed=plan.offload_delay)
+        params = HostParams(model, blocks, dtype, execution.device, plan, fixed=fixed)
         params.place(loss)
+        for stack in stacks_of(model) if params.layers is not None else ():
+            stack.blocks.before, stack.blocks.after = params.layers.fetch, params.layers.watch
     elif plan.pipeline == 1 and world.copies > 1:
         dtype, masters = COMPUTE[execution.precision], execution.masters
         params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
@@ -241,13 +242,6 @@ def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch)
     """`function` of the batch, once what it needs is there."""
     wait()
     return function(batch)
-
-
-def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
-    """Where so many bytes of fp32 weights and moments are kept."""
-    return (
-        DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda", size)
-    )
 
 
 class Losses(nn.Module):

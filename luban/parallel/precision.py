@@ -65,8 +65,9 @@ class MixedPrecisionParams:
         self._drop_gradients()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of every parameter that the step has reached: the sums, or those of its only backward as they are."""
-        return self._kept.sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        """Of every parameter that the step has reached, in the model's order: the sums, or those of its only backward as they are."""
+        sums = self._kept.sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        return {name: sums[name] for name in self.working if name in sums}
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """The model's tensor behind every master."""

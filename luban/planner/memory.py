@@ -37,6 +37,7 @@ from luban.core.opgraph import Op, OpGraph
 from luban.core.plan import SCHEDULES, Remat
 from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
+from luban.planner.offload import HostMemory
 from luban.planner.remat.chain import Chain, Schedule
 from luban.planner.remat.schedules import nearest_schedule, schedule_of
 
@@ -83,6 +84,15 @@ class MemoryPrediction:
     def total(self) -> int:
         """Sum of all categories."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    def beside(self, host: HostMemory) -> MemoryPrediction:
+        """With what offloading takes of the host's memory, where the device has no other."""
+        return replace(
+            self,
+            parameters=self.parameters + host.weights,
+            optimizer=self.optimizer + host.state,
+            gradients=self.gradients + host.gradients,
+        )
 
     def __str__(self) -> str:
         parts = ", ".join(f"{field.name} {bytes_(getattr(self, field.name))}" for field in fields(self))

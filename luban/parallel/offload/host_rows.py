@@ -8,16 +8,17 @@ there are rounded, copied to the device and gathered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from luban.core.plan import ParallelPlan
 from luban.optim.base import Optimizer
 from luban.parallel.exchange import Found
-from luban.parallel.offload.pools import HostPool, Pool, training_bytes
+from luban.parallel.offload.pools import HostPool, places
 from luban.parallel.offload.streamed import keep_moments
 from luban.parallel.offload.sums import HostSums
 from luban.parallel.remat.host import Streams
@@ -32,8 +33,7 @@ class HostRows(WholeWeights):
         model, blocks, world, zero, dtype, fixed, apart: as of `WholeWeights`; the model's parameters are on the CPU, and afterwards it
             is on the device. What is `apart` has its master in the pool whole, and its gradients leave at the end of a step.
         device: that computes.
-        pool: bytes that it must hold → the pool of the masters and of the optimizer's moments.
-        delayed: sums stay as they are while the next step's are made (`DelayedOptimizer`).
+        plan: says where masters, moments and sums of gradients are.
     """
 
     def __init__(
@@ -45,10 +45,9 @@ class HostRows(WholeWeights):
         zero: int,
         dtype: torch.dtype,
         device: torch.device,
-        pool: Callable[[int], Pool],
+        plan: ParallelPlan,
         fixed: Collection[str] = frozenset(),
         apart: Collection[str] = frozenset(),
-        delayed: bool = False,
     ):
         assert world.sharing is not None
         mesh = world.sharing["shard"]
@@ -56,9 +55,10 @@ class HostRows(WholeWeights):
         rows = partial(_rows, rank=mesh.get_local_rank(), size=mesh.size())
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         self.streams = Streams(device)
-        self.pool = pool(training_bytes(p if name in apart else rows(p) for name, p in trained.items()))
-        del trained
-        self._leaving = HostSums(self.streams, delayed=delayed)
+        masters = [p if name in apart else rows(p) for name, p in trained.items()]
+        self.places = places(plan, device, masters, [])
+        del trained, masters
+        self._leaving = HostSums(self.streams, delayed=plan.offload_delay, pool=self.places.sums)
         self._staged: dict[nn.Parameter, Tensor] = {}
         super().__init__(model, blocks, world, zero=zero, dtype=dtype, fixed=fixed, apart=apart, device=device)
         self.messages = mesh
@@ -70,14 +70,14 @@ class HostRows(WholeWeights):
 
     def keep_moments(self, optimizer: Optimizer) -> None:
         """Put Adam's moments into the pool."""
-        keep_moments(optimizer, self.pool)
+        keep_moments(optimizer, self.places.state)
 
     def _mesh(self, world: World) -> DeviceMesh:
         mesh = super()._mesh(world)
         return DeviceMesh.from_group(mesh.get_group(), "cpu") if self.streams.cuda else mesh
 
     def _master(self, held: Tensor, mine: Tensor) -> nn.Parameter:
-        master = nn.Parameter(self.pool.zeros(held.shape, held.dtype).copy_(held), requires_grad=False)
+        master = nn.Parameter(self.places.state.zeros(held.shape, held.dtype).copy_(held), requires_grad=False)
         self._copies[master] = mine
         return master
 

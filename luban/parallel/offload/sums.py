@@ -7,8 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from luban.parallel.kept_sums import Empty, KeptSums
+from luban.parallel.kept_sums import KeptSums
+from luban.parallel.offload.pools import DiskPool, Pool
 from luban.parallel.remat.host import Streams
+
+IN_FLIGHT = 8  # gradients that may wait to be added to sums on a disk
 
 
 class HostSums:
@@ -17,12 +20,13 @@ class HostSums:
     Args:
         streams: of the device that computes them.
         delayed: sums stay as they are while the next step's are made (`DelayedOptimizer`).
-        empty: makes the memory of a sum; None: host memory.
+        pool: of the sums; None: host memory as it comes. Where that is a disk no memory is kept for gradients that arrive, and the
+            backward pass waits for those that left first.
     """
 
-    def __init__(self, streams: Streams, *, delayed: bool = False, empty: Empty | None = None):
-        self.streams = streams
-        self._kept = KeptSums(1 + delayed, empty)
+    def __init__(self, streams: Streams, *, delayed: bool = False, pool: Pool | None = None):
+        self.streams, self.lands = streams, not isinstance(pool, DiskPool)
+        self._kept = KeptSums(1 + delayed, None if pool is None else pool.zeros)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="luban-gradients")
         self._adding: list[Future[None]] = []
         self._landings: dict[str, Tensor] = {}  # where gradients arrive
@@ -32,13 +36,22 @@ class HostSums:
         if self.streams.cuda and not gradient.is_cuda:  # of a matrix that is read by tiles
             self._adding.append(self._thread.submit(self._add, name, gradient, None))
             return
+        while not self.lands and len(self._adding) >= IN_FLIGHT:
+            self._adding.pop(0).result()
         with self.streams.copying("out"):
-            if name not in self._landings:
-                self._landings[name] = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
-            host = self._landings[name].copy_(gradient, non_blocking=True)
+            host = self._landing(name, gradient).copy_(gradient, non_blocking=True)
             if self.streams.cuda:
                 gradient.record_stream(torch.cuda.current_stream(self.streams.device))
             self._adding.append(self._thread.submit(self._add, name, host, self.streams.event()))
+
+    def _landing(self, name: str, gradient: Tensor) -> Tensor:
+        """Where a gradient arrives."""
+        found = self._landings.get(name)
+        if found is None:
+            found = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
+        if self.lands:
+            self._landings[name] = found
+        return found
 
     def _add(self, name: str, gradient: Tensor, arrived: torch.cuda.Event | None) -> None:
         if arrived is not None:

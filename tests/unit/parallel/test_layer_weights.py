@@ -1,0 +1,172 @@
+"""Half-precision weights and gradients outside of the device, too: the same training."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from drawn import drawn
+from families import FAMILIES, engine_of
+
+from luban.core.errors import ConfigError
+from luban.core.plan import ParallelPlan
+from luban.models.stack import blocks_of
+from luban.parallel.offload.host_params import HostParams
+from luban.parallel.offload.layer_weights import FromDisk, LayerWeights
+from luban.parallel.offload.pools import DiskPool
+
+DECODER = FAMILIES["decoder"]
+DEEP = replace(DECODER, spec=replace(DECODER.spec, layers=DECODER.spec.layers[:1] * 6))
+EVERY = [
+    {"offload": offload, "offload_gradients": gradients, "offload_weights": weights, "remat": remat}
+    for offload, gradients, weights, remat in product(
+        ["cpu", "disk"], ["cpu", "disk"], ["none", "cpu", "disk"], ["none", "selective", "full"]
+    )
+    if (offload, gradients) != ("cpu", "disk") and (gradients == "disk" or weights != "none")
+]
+
+
+def trained(family, plan: ParallelPlan, seed: int, steps: int = 4, **settings):
+    """An engine after some steps, what they gave, and what a held-out batch gives in their middle."""
+    engine = engine_of(family, seed=seed, plan=plan, accumulate=2, **settings)
+    found = []
+    for n in range(steps):
+        result = engine.step(family.batch(8, np.random.default_rng([seed, n])))
+        found += [result.loss, result.grad_norm]
+        if n == 1:
+            found.append(engine.evaluate(family.batch(8, np.random.default_rng(99))).loss)
+    return engine, found
+
+
+def in_memory(engine) -> list[int]:
+    """Blocks any of whose weights are on the device."""
+    return [
+        index
+        for index, block in enumerate(blocks_of(engine.model))
+        if any(p.untyped_storage().nbytes() for p in block.parameters())
+    ]
+
+
+@pytest.mark.parametrize("fields", drawn(EVERY, 5))
+@pytest.mark.parametrize("precision", drawn(["fp32", "bf16", "fp64"], 2))
+def test_training_is_that_of_one_pool(fields, precision, tmp_path, monkeypatch):
+    """Bit by bit: losses, norms, held-out losses, weights, moments; what is saved is taken up. Of six layers three are on the device
+    at most."""
+    seed = random.randrange(10**6)
+    folder = str(tmp_path) if "disk" in fields.values() else ""
+    plan, most = ParallelPlan(**fields, offload_folder=folder), []
+    remat = {"remat": fields["remat"]}
+    plain, expected = trained(DEEP, ParallelPlan(**remat), seed, precision=precision)
+    fetch = LayerWeights._fetch
+
+    def counted(self, layer):
+        fetch(self, layer)
+        most.append(sum(any(w.untyped_storage().nbytes() for w in each) for each in self.weights))
+
+    monkeypatch.setattr(LayerWeights, "_fetch", counted)
+    away, found = trained(DEEP, plan, seed, precision=precision)
+    assert found == expected
+    assert isinstance(away.params, HostParams)
+    ours, theirs = away.state_dict(), plain.state_dict()
+    for part in ("model", "optimizer"):
+        assert ours[part].keys() == theirs[part].keys()
+        for name, tensor in theirs[part].items():
+            assert torch.equal(ours[part][name], tensor), name
+    if plan.offload_weights != "none":
+        # every layer forward and backward in every micro-batch, and in the held-out batch
+        assert len(most) == 6 * (2 * 2 * 4 + 1) and max(most) == 3
+        assert not in_memory(away)  # after an update all of them are old
+    other, _ = trained(DEEP, plan, seed + 1, steps=1, precision=precision)
+    other.load_state_dict(theirs)
+    batch = DEEP.batch(8, np.random.default_rng(98))
+    assert other.step(batch).loss == plain.step(batch).loss
+
+
+@pytest.mark.parametrize("name", drawn(["mixture-top_k", "encoder-decoder", "shared", *FAMILIES], 3))
+def test_other_families(name, tmp_path):
+    """Layers that are shared, that read an encoder, mixtures of experts: whatever stands in blocks."""
+    if name not in FAMILIES:
+        name = random.choice(sorted(FAMILIES))
+    family, seed = FAMILIES[name], random.randrange(10**6)
+    plan = ParallelPlan(
+        offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(tmp_path)
+    )
+    try:
+        _, found = trained(family, plan, seed, steps=3)
+    except ConfigError as error:
+        assert "reversible" in str(error)
+        return
+    assert found == trained(family, ParallelPlan(), seed, steps=3)[1]
+
+
+def test_delayed_updates_with_everything_on_the_disk(tmp_path):
+    """As those with weights and gradients in memory."""
+    found = []
+    for more in ({}, {"offload_gradients": "disk", "offload_weights": "disk"}):
+        plan = ParallelPlan(offload="disk", offload_delay=True, offload_folder=str(tmp_path), **more)
+        engine = engine_of(DEEP, seed=4, plan=plan, precision="bf16")
+        engine.optimizer.warm_up = 2
+        found.append([engine.step(DEEP.batch(8, np.random.default_rng(n))).loss for n in range(6)])
+        pool = engine.params.places.state
+        assert pool.used <= pool.size
+    assert found[0] == found[1]
+
+
+def test_the_file_holds_what_was_asked_for(tmp_path):
+    """Three numbers of state, one of gradients in fp32, a half-precision weight of every layer."""
+    plan = ParallelPlan(
+        offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(tmp_path)
+    )
+    engine, _ = trained(DEEP, plan, 3, steps=1, precision="bf16")
+    params = engine.params
+    whole = sum(p.numel() for p in params.parameters.values())
+    inside = sum(params.coming[name].numel() for name in params.coming)
+    assert inside == sum(p.numel() for block in blocks_of(engine.model) for p in block.parameters())
+    pages = 4096 * (4 * len(params.parameters) + len(params.coming))
+    assert 16 * whole + 2 * inside <= params.places.state.used <= 16 * whole + 2 * inside + pages
+    assert params.places.state is params.places.sums is params.places.weights
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_layers_read_from_a_disk_in_any_order(trial, tmp_path):
+    """What arrives is what was last written, read ahead or not."""
+    draw = random.Random(seed := random.randrange(10**6))
+    torch.manual_seed(seed)
+    shapes = [[(draw.randrange(1, 90), draw.randrange(1, 90)) for _ in range(draw.randrange(1, 5))] for _ in range(5)]
+    pool = DiskPool(tmp_path, sum(DiskPool.bytes_of(each, torch.bfloat16) for each in shapes))
+    if pool.direct is None:
+        pytest.skip(f"the file system of {tmp_path} refuses direct I/O")
+    layers = [[pool.zeros(shape, torch.bfloat16) for shape in each] for each in shapes]
+    source = FromDisk(layers, pool, pool.direct)
+    for _ in range(4):
+        for tensor in (t for layer in layers for t in layer):
+            tensor.copy_(torch.randn(tensor.shape))
+        source.forget()
+        for _ in range(8):
+            layer = draw.randrange(5)
+            found = source.arrived(layer)
+            for ahead in draw.sample(range(5), draw.randrange(2)):
+                if ahead != layer:
+                    source.begin(ahead)
+            assert all(torch.equal(a, b.view(-1)) for a, b in zip(source.arrived(layer), layers[layer], strict=True))
+            del found
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"offload": "cpu", "offload_gradients": "disk", "offload_folder": "x"}, "use --plan.offload disk"),
+        ({"offload_weights": "cpu"}, "use --plan.offload cpu"),
+        ({"offload": "cpu", "offload_weights": "disk"}, "needs a folder"),
+        ({"offload": "cpu", "offload_weights": "cpu", "remat": "rotor"}, "use --plan.remat full"),
+        ({"offload": "cpu", "offload_weights": "cpu", "offload_tiles": 2}, "leave one out"),
+        ({"offload": "cpu", "offload_weights": "cpu", "shard": 2}, "use --plan.zero 3"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        ParallelPlan(**fields)
