@@ -126,7 +126,9 @@ class ParallelPlan:
                 f"{what} does not go with plan.remat {self.remat}, which runs layers out of order: use --plan.remat full"
             )
         if self.offload_tiles:
-            raise ConfigError(f"{what} does not go with plan.offload_tiles, whose matrices stay on the host: leave one out")
+            raise ConfigError(
+                f"{what} does not go with plan.offload_tiles, whose matrices stay on the host: leave one out"
+            )
         if self.shard > 1:
             raise ConfigError(
                 f"{what} does not go with plan.shard: use --plan.zero 3 without plan.offload_weights, which keeps shards of all weights "

@@ -163,9 +163,7 @@ def apply(
         dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
-        shard_modules(
-            root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone, offloads=offloads
-        )
+        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone, offloads=offloads)
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
     materialise(model, torch.device("cpu") if offloads else execution.device)
@@ -199,8 +197,9 @@ def apply(
         dtype = COMPUTE[execution.precision]
         params = HostParams(model, blocks, dtype, execution.device, plan, fixed=fixed)
         params.place(loss)
-        for stack in stacks_of(model) if params.layers is not None else ():
-            stack.blocks.before, stack.blocks.after = params.layers.fetch, params.layers.watch
+        if (layers := params.layers) is not None:
+            for stack in stacks_of(model):
+                stack.blocks.before, stack.blocks.after = layers.fetch, layers.watch
     elif plan.pipeline == 1 and world.copies > 1:
         dtype, masters = COMPUTE[execution.precision], execution.masters
         params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)

@@ -43,7 +43,9 @@ def gradient_intensity(tokens: int) -> float:
 class HostMemory:
     """Bytes of one process outside of its device."""
 
-    state: int = 0  # in memory: fp32 weights and Adam's moments, or the pieces of them that are on their way from and to a disk
+    state: int = (
+        0  # in memory: fp32 weights and Adam's moments, or the pieces of them that are on their way from and to a disk
+    )
     gradients: int = 0  # their sums, and where they arrive
     weights: int = 0  # rounded ones before they are copied to the device
     disk: int = 0  # in the file

@@ -25,7 +25,7 @@ from luban.data.batch import Batch
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.engine import HeldOut, TrainEngine
+from luban.parallel.engine import HeldOut
 from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World

@@ -172,5 +172,9 @@ def _inside(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), set()).add(inside.get(id(module), -1))
     return {
-        names[key]: index for key, found in users.items() if key in names and len(found) == 1 for index in found if index >= 0
+        names[key]: index
+        for key, found in users.items()
+        if key in names and len(found) == 1
+        for index in found
+        if index >= 0
     }

@@ -51,7 +51,6 @@ class HostRows(WholeWeights):
     ):
         assert world.sharing is not None
         mesh = world.sharing["shard"]
-        rank, size = mesh.get_local_rank(), mesh.size()
         rows = partial(_rows, rank=mesh.get_local_rank(), size=mesh.size())
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         self.streams = Streams(device)

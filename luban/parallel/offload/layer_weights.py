@@ -8,7 +8,7 @@ saved of it stays valid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
@@ -120,7 +120,9 @@ class LayerWeights:
     ):
         self.index = {id(block): layer for layer, block in enumerate(blocks)}
         self.weights, self.source, self.streams = weights, source, streams
-        self.here: dict[int, torch.cuda.Event | None] = {}  # layer → when its weights have arrived, the last one used at the end
+        self.here: dict[
+            int, torch.cuda.Event | None
+        ] = {}  # layer → when its weights have arrived, the last one used at the end
         self.step = 1  # from a layer to the next one
         self.last = 0
         for layer in range(len(blocks)):

@@ -22,7 +22,7 @@ from luban.parallel.offload.pools import DiskPool, Pool
 from luban.planner.offload import PIECE, PIECES
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-GRADIENT, ROUNDED = "gradient", "rounded"  # are read alone, and written alone
+ROUNDED = "rounded"  # is written alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StreamedGroups(ParamGroups):
 
     Args:
         algorithm: that updates what is in memory.
-        pool: with a file for direct I/O, which may have gradients and half-precision weights, too.
+        pool: with a file for direct I/O, which may have half-precision weights, too.
         numbers: of a piece, a multiple of 1,024, so that pieces are whole pages and vectors.
     """
 
@@ -124,12 +124,11 @@ class StreamedGroups(ParamGroups):
         return self.slots[index % PIECES]
 
     def _parts(self, piece: Sequence[Span], update: Update) -> Iterator[Part]:
-        """Of a piece's tensors that are in the file, in turn: weights and moments, gradients, rounded weights."""
+        """Of a piece's tensors that are in the file, in turn: weights, moments, rounded weights."""
         place = 0
         for span in piece:
             parameter = span.parameter
             tensors = {"weight": parameter.data, **{name: self.state[parameter][name] for name in MOMENTS}}
-            tensors |= {GRADIENT: update.gradients[parameter]}
             tensors |= {ROUNDED: update.copies[parameter]} if parameter in update.copies else {}
             for name, tensor in tensors.items():
                 offset = self.pool.offsets.get(tensor.data_ptr())
@@ -143,9 +142,9 @@ class StreamedGroups(ParamGroups):
         """Begin to read or write a piece, once the slot is free."""
         done(slot.requests)
         assert self.pool.direct is not None
-        call, slot.requests, unchanged = getattr(self.pool.direct, what), [], GRADIENT if what == "write" else ROUNDED
+        call, slot.requests = getattr(self.pool.direct, what), []
         for part in self._parts(piece, update):
-            if part.name != unchanged:
+            if what == "write" or part.name != ROUNDED:
                 slot.requests += call(slot.buffer, part.place, part.offset, part.size)
 
     def _update(self, factor: float, update: Update, slot: Slot, piece: Sequence[Span]) -> None:
@@ -165,7 +164,7 @@ class StreamedGroups(ParamGroups):
                 state.update({name: read[name] for name in MOMENTS})
                 if span.begin:
                     state["step"] -= 1  # the whole parameter's, counted with its first span
-                gradients[parameter] = read.get(GRADIENT, update.gradients[parameter].reshape(-1)[run])
+                gradients[parameter] = update.gradients[parameter].reshape(-1)[run]
                 if parameter in update.copies:
                     copies[parameter] = read.get(ROUNDED, update.copies[parameter].view(-1)[run])
             self.algorithm.step(factor, replace(update, gradients=gradients, copies=copies))

@@ -30,7 +30,7 @@ EVERY = [
 ]
 
 
-def trained(family, plan: ParallelPlan, seed: int, steps: int = 4, **settings):
+def trained(family, plan: ParallelPlan, seed: int, steps: int = 3, **settings):
     """An engine after some steps, what they gave, and what a held-out batch gives in their middle."""
     engine = engine_of(family, seed=seed, plan=plan, accumulate=2, **settings)
     found = []
@@ -51,11 +51,10 @@ def in_memory(engine) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("fields", drawn(EVERY, 5))
-@pytest.mark.parametrize("precision", drawn(["fp32", "bf16", "fp64"], 2))
+@pytest.mark.parametrize(("fields", "precision"), drawn(product(EVERY, ["fp32", "bf16", "fp64"]), 3))
 def test_training_is_that_of_one_pool(fields, precision, tmp_path, monkeypatch):
-    """Bit by bit: losses, norms, held-out losses, weights, moments; what is saved is taken up. Of six layers three are on the device
-    at most."""
+    """Bit by bit: losses, norms, held-out losses, weights, moments; what is saved is taken up. Of six layers two are on the device
+    at most (three on a GPU, to which the next one comes meanwhile)."""
     seed = random.randrange(10**6)
     folder = str(tmp_path) if "disk" in fields.values() else ""
     plan, most = ParallelPlan(**fields, offload_folder=folder), []
@@ -78,7 +77,7 @@ def test_training_is_that_of_one_pool(fields, precision, tmp_path, monkeypatch):
             assert torch.equal(ours[part][name], tensor), name
     if plan.offload_weights != "none":
         # every layer forward and backward in every micro-batch, and in the held-out batch
-        assert len(most) == 6 * (2 * 2 * 4 + 1) and max(most) == 3
+        assert len(most) == 6 * (2 * 2 * 3 + 1) and max(most) == 2
         assert not in_memory(away)  # after an update all of them are old
     other, _ = trained(DEEP, plan, seed + 1, steps=1, precision=precision)
     other.load_state_dict(theirs)
@@ -86,21 +85,16 @@ def test_training_is_that_of_one_pool(fields, precision, tmp_path, monkeypatch):
     assert other.step(batch).loss == plain.step(batch).loss
 
 
-@pytest.mark.parametrize("name", drawn(["mixture-top_k", "encoder-decoder", "shared", *FAMILIES], 3))
+@pytest.mark.parametrize("name", drawn(sorted(FAMILIES), 2))
 def test_other_families(name, tmp_path):
     """Layers that are shared, that read an encoder, mixtures of experts: whatever stands in blocks."""
-    if name not in FAMILIES:
-        name = random.choice(sorted(FAMILIES))
     family, seed = FAMILIES[name], random.randrange(10**6)
-    plan = ParallelPlan(
-        offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(tmp_path)
-    )
-    try:
-        _, found = trained(family, plan, seed, steps=3)
-    except ConfigError as error:
-        assert "reversible" in str(error)
+    plan = ParallelPlan(offload="cpu", offload_weights="disk", offload_folder=str(tmp_path))
+    if any(block.reversible for block in blocks_of(engine_of(family, seed=seed).model)):
+        with pytest.raises(ConfigError, match="reversible"):
+            trained(family, plan, seed)
         return
-    assert found == trained(family, ParallelPlan(), seed, steps=3)[1]
+    assert trained(family, plan, seed, steps=2)[1] == trained(family, ParallelPlan(), seed, steps=2)[1]
 
 
 def test_delayed_updates_with_everything_on_the_disk(tmp_path):
@@ -110,7 +104,7 @@ def test_delayed_updates_with_everything_on_the_disk(tmp_path):
         plan = ParallelPlan(offload="disk", offload_delay=True, offload_folder=str(tmp_path), **more)
         engine = engine_of(DEEP, seed=4, plan=plan, precision="bf16")
         engine.optimizer.warm_up = 2
-        found.append([engine.step(DEEP.batch(8, np.random.default_rng(n))).loss for n in range(6)])
+        found.append([engine.step(DEEP.batch(8, np.random.default_rng(n))).loss for n in range(5)])
         pool = engine.params.places.state
         assert pool.used <= pool.size
     assert found[0] == found[1]
@@ -118,9 +112,7 @@ def test_delayed_updates_with_everything_on_the_disk(tmp_path):
 
 def test_the_file_holds_what_was_asked_for(tmp_path):
     """Three numbers of state, one of gradients in fp32, a half-precision weight of every layer."""
-    plan = ParallelPlan(
-        offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(tmp_path)
-    )
+    plan = ParallelPlan(offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(tmp_path))
     engine, _ = trained(DEEP, plan, 3, steps=1, precision="bf16")
     params = engine.params
     whole = sum(p.numel() for p in params.parameters.values())
