@@ -288,6 +288,7 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     if not _compiles(execution):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1 or plan.remat in SCHEDULES
+    regions = regions or plan.offload_weights != "none"  # weights come between blocks
     # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
     reversible = any(block.reversible for block in blocks_of(losses[0]))
     whole = plan.context == 1 and not routers_of(losses[0]) and not reversible

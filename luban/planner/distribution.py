@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
 from luban.planner.memory import FP32, MemoryPrediction, gathered_elements
-from luban.planner.offload import HostMemory, host_memory
+from luban.planner.offload import LAYERS_HERE, HostMemory, host_memory
 from luban.planner.pipeline.pipedream import staleness
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
@@ -73,6 +73,10 @@ class Distribution:
                 # a layer's fp32 shard comes to the device to be gathered
                 coming = 0 if plan.keeps_weights else min(GATHERED / layers, 1.0) * inside / shards
                 parameters = wide * (coming + alone) + graph.itemsize * gathered
+        if plan.offload_weights != "none":
+            inside = self.spread.in_layers(process)
+            layers = max(len(graph.layers()) // plan.pipeline, 1)
+            parameters = graph.itemsize * (count - inside + min(LAYERS_HERE / layers, 1.0) * inside)
         if self.offloads:  # a layer's gradients are whole until they leave
             gradients = whole.gradients / plan.tensor
             if plan.shard > 1 and plan.zero == 1 and self.spread.pieces > 1:  # until the last micro-batch all are
@@ -106,11 +110,20 @@ class Distribution:
         """
         plan, spread, found = self.spread.plan, self.spread, []
         shards = plan.shard * plan.context if plan.shard > 1 else 1
+        layers = max(len(spread.graph.layers()) // plan.pipeline, 1)
         for process in range(plan.pipeline):
             count, alone = spread.parameters(process), sum(spread.apart(process))
-            numbers = trained * ((count - alone) / shards + alone)
-            size = spread.graph.itemsize
-            found.append(host_memory(plan, int(numbers), itemsize=size, pieces=spread.pieces, gpu=gpu))
+            inside = spread.in_layers(process)
+            host = host_memory(
+                plan,
+                int(trained * ((count - alone) / shards + alone)),
+                inside=int(trained * inside),
+                layer=int(trained * inside / layers),
+                itemsize=spread.graph.itemsize,
+                pieces=spread.pieces,
+                gpu=gpu,
+            )
+            found.append(host)
         return max(found, key=lambda host: host.total + host.disk)
 
     def _stage_shares(self, process: int) -> list[float]:

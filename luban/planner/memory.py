@@ -67,6 +67,7 @@ class StepSettings:
         False  # fp32 weights and optimizer state aren't on the device, and gradients leave it layer by layer
     )
     host_parameters: int = 0  # with `offloads`: those whose half-precision weights stay on the host, too
+    layers_here: int = 0  # with `offloads`: how many layers have their half-precision weights on the device (0: all)
     update_bytes: int = 0  # allocated by the optimizer during its update
 
 
@@ -127,8 +128,11 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
     else:
         n_gradients = n
     frozen = 0 if settings.trained is None else graph.parameters
+    elsewhere = settings.host_parameters
+    if settings.layers_here and not frozen:
+        elsewhere = sum(sorted((layer.parameters for layer in graph.layers().values()))[: -settings.layers_here])
     fixed = {
-        "parameters": itemsize * (frozen + n - settings.host_parameters) + masters,
+        "parameters": itemsize * (frozen + n - elsewhere) + masters,
         "optimizer": 0 if settings.offloads else settings.optimizer_bytes,
     }
     if traced is None:

@@ -14,6 +14,8 @@ from luban.core.units import bytes_
 
 PIECE = 2**24  # numbers of a piece of state that is read from a disk, updated and written
 PIECES = 3  # in memory: one that is read, one that is updated, one that is written
+LAYERS_HERE = 3  # that have their weights on a GPU: the one in use, the one before, the next
+BUFFERS = 2  # layers that are read from a disk ahead
 STATE_BYTES = 2 * 3 * 4  # of a parameter in an update: fp32 weight and two moments, read and written
 
 
@@ -63,11 +65,13 @@ class HostMemory:
         )
 
 
-def host_memory(plan: ParallelPlan, numbers: int, *, itemsize: int, pieces: int, gpu: bool) -> HostMemory:
+def host_memory(
+    plan: ParallelPlan, numbers: int, *, inside: int, layer: int, itemsize: int, pieces: int, gpu: bool
+) -> HostMemory:
     """What a plan with `offload` takes of a process's host and disk.
 
     Args:
-        numbers: trained ones that this process updates.
+        numbers: trained ones that this process updates; inside: of its layers; layer: of its largest layer.
         itemsize: bytes of a number in the matmuls.
         pieces: micro-batches of a step.
         gpu: a GPU computes; else the host's memory is the device's, too.
@@ -77,11 +81,13 @@ def host_memory(plan: ParallelPlan, numbers: int, *, itemsize: int, pieces: int,
     if plan.shards_by_layer:
         return HostMemory(state=state, gradients=wide * numbers * (2 if pieces > 1 else 1))
     arriving = wide if plan.shard > 1 else itemsize
-    sums = wide * (2 if plan.offload_delay else 1)
-    on_disk = plan.offload == "disk"
-    return HostMemory(
-        state=PIECES * 3 * wide * min(PIECE, numbers) if on_disk else state,
-        gradients=(sums + arriving) * numbers,
-        weights=itemsize * numbers if gpu else 0,
-        disk=state if on_disk else 0,
-    )
+    sums = wide * numbers * (2 if plan.offload_delay else 1)
+    disk, gradients = 0, sums + arriving * numbers
+    if plan.offload == "disk":
+        disk, state = state, PIECES * 3 * wide * min(PIECE, numbers)
+    if plan.offload_gradients == "disk":
+        disk, gradients = disk + sums, arriving * layer  # on their way
+    rounded = numbers if gpu else inside * (plan.offload_weights != "none")
+    if plan.offload_weights == "disk":
+        disk, rounded = disk + itemsize * inside, rounded - inside + BUFFERS * layer
+    return HostMemory(state=state, gradients=gradients, weights=itemsize * rounded, disk=disk)

@@ -31,7 +31,7 @@ from luban.parallel.precision import COMPUTE
 from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
 from luban.planner.memory import MemoryPrediction, StepSettings, computed_again, predict_memory
-from luban.planner.offload import HostMemory, efficiency, state_intensity
+from luban.planner.offload import LAYERS_HERE, HostMemory, efficiency, state_intensity
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import Rates, StepTime, predict_step, update_time
 from luban.planner.traffic import Spread
@@ -191,6 +191,7 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         host_parameters=sum(math.prod(shapes[name]) for name in hidden_matrices(roles) if name in shapes)
         if on_gpu and recipe.plan.offload_tiles
         else 0,
+        layers_here=LAYERS_HERE if recipe.plan.offload_weights != "none" else 0,
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),

@@ -14,10 +14,13 @@ from families import FAMILIES, engine_of
 
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
+from luban.models.describe import describe
 from luban.models.stack import blocks_of
 from luban.parallel.offload.host_params import HostParams
 from luban.parallel.offload.layer_weights import FromDisk, LayerWeights
 from luban.parallel.offload.pools import DiskPool
+from luban.planner.distribution import Distribution
+from luban.planner.traffic import Spread
 
 DECODER = FAMILIES["decoder"]
 DEEP = replace(DECODER, spec=replace(DECODER.spec, layers=DECODER.spec.layers[:1] * 6))
@@ -162,3 +165,48 @@ def test_layers_read_from_a_disk_in_any_order(trial, tmp_path):
 def test_plans_that_make_no_sense_are_refused(fields, said):
     with pytest.raises(ConfigError, match=said):
         ParallelPlan(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"offload": "cpu"},
+        {"offload": "cpu", "offload_weights": "cpu"},
+        {"offload": "disk"},
+        {"offload": "disk", "offload_gradients": "disk", "offload_weights": "disk"},
+    ],
+)
+def test_what_is_held_is_what_is_predicted(fields, tmp_path):
+    """Bytes of the tensors that an engine keeps outside of its device, beside `--dry-run`'s; each begins on a page of its own."""
+    plan = ParallelPlan(**fields, offload_folder=str(tmp_path) if "disk" in fields.values() else "")
+    engine, _ = trained(DEEP, plan, 3, steps=1, precision="bf16")
+    params = engine.params
+    graph = describe(DEEP.spec, batch=4, seq=8, dtype="bfloat16")
+    host = Distribution(Spread(graph, plan, 2, 2), offloads=True).host(gpu=False)
+    pool, leaving = params.places.state, params._leaving
+    pages = 4096 * 5 * len(params.parameters)
+    sums = [t for memory in leaving._kept._memory for t in memory.values()]
+    arrived = list(leaving._landings.values())
+    on_disk = plan.offload == "disk"
+    held = 0 if on_disk else sum(p.numel() * (4 + 8) for p in params.parameters.values())
+    assert host.disk <= (pool.used if on_disk else 0) <= host.disk + pages
+    if not on_disk:
+        assert host.state == held
+    if plan.offload_gradients == "cpu":
+        assert host.gradients == sum(t.numel() * t.itemsize for t in [*sums, *arrived])
+    else:
+        assert not arrived and params.places.sums is pool
+    if plan.offload_weights == "cpu":
+        assert host.weights == sum(t.numel() * t.itemsize for t in params.coming.values())
+    if plan.offload_weights == "disk":
+        buffers = [*params.layers.source.free, *(buffer for buffer, _ in params.layers.source.reading.values())]
+        assert host.weights <= sum(len(buffer.map) for buffer in buffers) <= host.weights + 2 * 4096 * 12
+
+
+@pytest.mark.slow
+def test_layers_that_are_compiled_one_by_one(tmp_path):
+    """In fp64, up to the rounding of compiled code; without weights that come and go the whole loss is one graph on a CPU."""
+    found = []
+    for fields in ({}, {"offload": "disk", "offload_weights": "disk", "offload_folder": str(tmp_path)}):
+        found.append(trained(DEEP, ParallelPlan(**fields), 5, steps=2, precision="fp64", compile=True)[1])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
