@@ -26,6 +26,7 @@ luban serve smollm2 --adapter runs/lora
 luban serve smollm2 --adapter sql=runs/sql --adapter poems=runs/poems   # requests ask for one as "model"
 luban serve smollm2 --runtime-adapters --api-key "$KEY"   # adapters come and go: POST /v1/load_lora_adapter
 luban serve smollm2 --index index   # answers with `citations`, from the passages of luban rag index
+luban serve smollm2 --index index --sentences 1 --quote   # a small model answers in a passage's own words
 luban serve runs/answers --index index   # a model of luban rag train: its passages are summed out
 luban serve runs/a --device cuda --dtype bfloat16 --replicas 4   # one address, a GPU each
 luban serve runs/large --device cuda --dtype bfloat16 --plan.tensor 2   # one model over two GPUs
@@ -65,6 +66,10 @@ class Arguments:
     # of the index before a question at most; none: 5, or as in training for one of rag train
     passages: int | None = None
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
+    sentences: int | None = (
+        None  # of the passages together that the model reads, the best by BM25; none: whole passages
+    )
+    quote: bool = False  # answers are words of a passage as they stand there, by a grammar
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)
     plan: ServingPlan = field(default_factory=ServingPlan)
@@ -125,7 +130,7 @@ def _refuse_unused(args: Arguments, argv: Sequence[str]) -> None:
             "--runtime-adapters is for one server, since a request reaches one of --replicas: leave one of them out"
         )
     if args.index is None:
-        refuse_flags(argv, ("passages", "rerank"), "without --index")
+        refuse_flags(argv, ("passages", "rerank", "sentences", "quote"), "without --index")
     if not args.draft and args.speculative == "none":
         refuse_flags(argv, ("draft_tokens",), "without --draft or --speculative")
     if args.preemption != "swap":
@@ -153,6 +158,7 @@ def run(argv: Sequence[str]) -> None:
             args.requests_per_minute,
         ),
         (args.passages is None or args.passages >= 1, "--passages must be at least 1", args.passages),
+        (args.sentences is None or args.sentences >= 1, "--sentences must be at least 1", args.sentences),
         (args.max_adapters >= 1, "--max-adapters must be at least 1", args.max_adapters),
         (args.swap_gb > 0, "--swap-gb must be larger than 0", args.swap_gb),
         (args.draft_tokens >= 1, "--draft-tokens must be at least 1", args.draft_tokens),
@@ -249,7 +255,8 @@ def _retriever(args: Arguments) -> PassageRetriever | None:
     from luban.retrieval.reranking import reranked
 
     index = Index(args.index, device=args.device)
-    retriever = PassageRetriever(reranked(index, args.rerank, args.device) or index, args.passages or DEFAULT_K)
+    searched = reranked(index, args.rerank, args.device) or index
+    retriever = PassageRetriever(searched, args.passages or DEFAULT_K, args.sentences, quote=args.quote)
     retriever.warm()
     return retriever
 
@@ -269,10 +276,10 @@ def _summed_out(args: Arguments, options: ServerOptions) -> tuple[Callable[[], L
             f"{args.model} finds the passages of its answers in an index: name one by --index, or serve "
             f"{args.model}/{GENERATOR}, which answers without"
         )
-    for name in ("adapter", "runtime_adapters", "rerank"):
+    for name in ("adapter", "runtime_adapters", "rerank", "sentences", "quote"):
         if getattr(args, name):
             raise UsageError(
-                f"--{name.replace('_', '-')}: a model of rag train answers with its own generator and weighs its own passages"
+                f"--{name.replace('_', '-')}: a model of rag train answers with its own generator, which reads whole passages and weighs them"
             )
     rag = load_rag(args.model, args.device, args.dtype)
     asker = RagAsker(Index(args.index, device=args.device), rag, args.passages)

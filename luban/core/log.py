@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from luban.core.units import count, seconds
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+RECENT = 30.0  # seconds after which what was done counts 1/e in the rate that tells the time left
 _warned: set[str] = set()
 _muted = False
 
@@ -67,7 +69,11 @@ def warn(text: str) -> None:
 
 
 class Bar:
-    """A progress bar with rate and time left; plain lines where there is no terminal."""
+    """A progress bar with rate and time left; plain lines where there is no terminal.
+
+    The time left is told by the rate of the last half minute or so, which forgets a first step that was compiled; the rate of
+    what has ended is the average of it all.
+    """
 
     def __init__(
         self, title: str, total: float | None, unit: str, start: float = 0, clock: Callable[[], float] = time.monotonic
@@ -75,7 +81,8 @@ class Bar:
         self.clock = clock  # seconds since any fixed moment
         self.title, self.total, self.unit = title, total, unit
         self.done, self.first, self.note = start, start, ""
-        self.began = self.shown = clock()
+        self.began = self.shown = self.counted = clock()
+        self.lately, self.lately_seconds = 0.0, 0.0  # done in which time, both fading with age
         self.live = sys.stderr.isatty()
         self.visible = False
         self.said: tuple[float, str] | None = None  # what was done, and the note, when the last line was drawn
@@ -85,6 +92,10 @@ class Bar:
         self.done += amount
         self.note = self.note if note is None else note
         now = self.clock()
+        fading = math.exp((self.counted - now) / RECENT)
+        self.lately = self.lately * fading + max(amount, 0)  # what is taken back was work, too
+        self.lately_seconds = self.lately_seconds * fading + now - self.counted
+        self.counted = now
         if now - self.began >= SHOW_AFTER and now - self.shown >= (0.2 if self.live else PLAIN_EVERY):
             self.shown, self.visible = now, True
             self._draw(now)
@@ -92,13 +103,20 @@ class Bar:
     def line(self, now: float) -> str:
         """The bar as text."""
         elapsed = max(now - self.began, 1e-9)
-        rate = (self.done - self.first) / elapsed
+        ended = self.total is None or self.done >= self.total
+        rate = (self.done - self.first) / elapsed if ended else self.lately / max(self.lately_seconds, 1e-9)
         parts = [self.title]
         if self.total:
             share = min(self.done / self.total, 1.0)
             filled = int(24 * share)
             parts.append(f"{'█' * filled}{'░' * (24 - filled)} {share:4.0%} {count(self.done)}/{count(self.total)}")
-            left = seconds((self.total - self.done) / rate) + " left" if rate > 0 else ""
+            left = (
+                f"in {seconds(elapsed)}"
+                if ended
+                else seconds((self.total - self.done) / rate) + " left"
+                if rate > 0
+                else ""
+            )
         else:
             parts.append(count(self.done))
             left = seconds(elapsed)

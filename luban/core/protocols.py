@@ -64,6 +64,11 @@ class Grounded(Protocol):
         """The conversation that the model reads."""
         ...
 
+    @property
+    def grammar(self) -> str | None:
+        """What answers are held to (`luban.generate.structure.Structure.grammar`); None: nothing."""
+        ...
+
     def citations(self, answer: str) -> list[dict[str, Any]]:
         """The passages that an answer cites: `mark`, `score`, `title`, `text`, `source`, `start`, `stop`."""
         ...

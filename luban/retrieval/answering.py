@@ -18,7 +18,6 @@ import jinja2
 
 from luban.core.errors import DataError, UsageError
 from luban.core.metrics.answers import answer_tokens
-from luban.generate.structure import Structure
 from luban.retrieval.excerpts import excerpts
 from luban.retrieval.index import Hit, Searches
 
@@ -50,11 +49,11 @@ def _read(question: str, hits: Sequence[Hit], sentences: int | None) -> list[str
     return texts if sentences is None else excerpts(question, texts, sentences)
 
 
-def quotes(question: str, hits: Sequence[Hit], sentences: int | None = None) -> Structure:
-    """The texts that are consecutive words of what `prompt` shows of one passage."""
+def quotations(question: str, hits: Sequence[Hit], sentences: int | None = None) -> str:
+    """A grammar (`Structure.grammar`) of the texts that are consecutive words of what `prompt` shows of one passage."""
     shown = [" ".join(text.split()) for text in _read(question, hits, sentences) if text]
     rules = [f'q{n}: %regex {{ "substring_words": {json.dumps(text)} }}' for n, text in enumerate(shown)]
-    return Structure.grammar("\n".join([f"start: {' | '.join(f'q{n}' for n in range(len(shown)))}", *rules]))
+    return "\n".join([f"start: {' | '.join(f'q{n}' for n in range(len(shown)))}", *rules])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +89,7 @@ class Grounding:
 
     messages: list[Message]
     hits: tuple[Hit, ...]  # the passages in it, in the order of their numbers
+    grammar: str | None = None  # of the answers that quote one of them, where they must
 
     def cited(self, answer: str) -> tuple[Citation, ...]:
         """The passages that an answer cites, each once; numbers that no passage has are passed over."""
@@ -126,21 +126,22 @@ def without_marks(answer: str) -> str:
 
 
 class PassageRetriever:
-    """Puts an index's passages before the last question of a conversation: a `luban.core.protocols.Retriever`.
+    """Puts an index's passages before the last question of a conversation: a `luban.core.protocols.Grounder`.
 
     Args:
         k: passages at most; fewer where they don't fit the model's context.
         sentences: of all passages together, at most; None: whole passages.
+        quote: hold answers to consecutive words of what is read of one passage.
 
     Raises UsageError for k or sentences below 1.
     """
 
-    def __init__(self, index: Searches, k: int = DEFAULT_K, sentences: int | None = None):
+    def __init__(self, index: Searches, k: int = DEFAULT_K, sentences: int | None = None, *, quote: bool = False):
         if k < 1:
             raise UsageError(f"k: at least 1 passage is needed, {k} asked for")
         if sentences is not None and sentences < 1:
             raise UsageError(f"--sentences: at least 1 is needed, {sentences} given")
-        self.index, self.k, self.sentences = index, k, sentences
+        self.index, self.k, self.sentences, self.quote = index, k, sentences, quote
 
     def warm(self) -> None:
         """Load what searches need, and compare the encoder, before the first question. Raises what `Index.search` raises."""
@@ -154,7 +155,9 @@ class PassageRetriever:
             raise DataError("an index answers questions: the last message must be a user's, with text")
         hits = self.index.search(question, self.k)
         for kept in range(len(hits), 0, -1):
-            grounded = [*before, {**last, "content": prompt(question, hits[:kept], self.sentences)}]
+            read = hits[:kept]
+            grounded = [*before, {**last, "content": prompt(question, read, self.sentences)}]
             if fits(grounded):
-                return Grounding(messages=grounded, hits=tuple(hits[:kept]))
+                grammar = quotations(question, read, self.sentences) if self.quote else None
+                return Grounding(messages=grounded, hits=tuple(read), grammar=grammar)
         return Grounding(messages=[*before, {**last, "content": prompt(question, ())}], hits=())

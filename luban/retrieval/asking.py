@@ -9,8 +9,9 @@ from luban.core.log import progress
 from luban.core.metrics.answers import contains_answer, exact_match, f1
 from luban.core.metrics.bootstrap import interval
 from luban.generate.sampling import Sampling
+from luban.generate.structure import Structure
 from luban.load.model import LoadedModel
-from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, quotes, says_nothing, without_marks
+from luban.retrieval.answering import DEFAULT_K, NOTHING, Answer, PassageRetriever, says_nothing, without_marks
 from luban.retrieval.index import Searches
 from luban.retrieval.questions import Question
 from luban.serve.engine import Engine
@@ -47,8 +48,8 @@ class Asker:
         sentences: int | None = None,
         quote: bool = False,
     ):
-        self.retriever = PassageRetriever(index, DEFAULT_K if k is None else k, sentences)
-        self.model, self.max_tokens, self.quote = model, max_tokens, quote
+        self.retriever = PassageRetriever(index, DEFAULT_K if k is None else k, sentences, quote=quote)
+        self.model, self.max_tokens = model, max_tokens
         self.engine = Engine(model)
 
     def _tokens(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -64,8 +65,8 @@ class Asker:
         grounding = self.retriever.ground(messages, lambda m: len(self._tokens(m)) <= longest)
         if not grounding.hits:
             return Answer(text=NOTHING, citations=(), written=NOTHING)
-        structure = quotes(question, grounding.hits, self.retriever.sentences) if self.quote else None
-        least = 1 if self.quote else 0  # no words at all are a quotation to the grammar, too
+        structure = None if grounding.grammar is None else Structure.grammar(grounding.grammar)
+        least = 0 if structure is None else 1  # no words at all are a quotation to the grammar, too
         sampling = Sampling(max_tokens=self.max_tokens, min_tokens=least, temperature=0.0, structure=structure)
         (result,) = self.engine.generate([self._tokens(grounding.messages)], sampling)
         written = result.choices[0].text.strip()

@@ -115,7 +115,7 @@ class Worker:
         Closing the iterator, as a client's disconnect does, cancels what isn't done.
 
         Raises:
-            GenerationError: the model failed.
+            GenerationError: the model failed, or the request's adapter couldn't be read.
             StructureError: a request's structure can't be followed further.
         """
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
@@ -138,7 +138,8 @@ class Worker:
                 if isinstance(error, StructureError):
                     raise error
                 if error is not None:
-                    raise GenerationError(f"the model failed while generating: {error}")
+                    known = isinstance(error, LubanError)  # such as an adapter that is gone from the disk
+                    raise GenerationError(str(error) if known else f"the model failed while generating: {error}")
                 left -= delta.finish_reason is not None
                 yield index, delta
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 WARM = 1  # steps that compile or warm caches: paid from the budget, but not timed
 TIMED = 20  # steps that are timed
+FEWEST = 3  # that are, where the budget would end before
 RESERVE = 0.05  # share of the budget left for checkpoints, validation and a machine that slows down
 
 
@@ -26,6 +27,10 @@ class StepCount:
         """The number of steps of the run, as known at step `step` (from 0)."""
         decided = [*self.earlier, [self.fixed_at, self.fixed]]
         return next((steps for at, steps in reversed(decided) if steps is not None and step >= at), self.wanted)
+
+    def known(self, step: int) -> int | None:
+        """`total`; None while the steps that fit the budget aren't known yet."""
+        return None if self.budget_seconds and self.fixed is None else self.total(step)
 
     def fix(self, step: int, steps: int) -> None:
         """Set the number of steps to `steps`, as known from step `step` on."""
@@ -47,10 +52,12 @@ class StepCount:
         if not self.budget_seconds or self.fixed is not None:
             return False
         self.times.append(seconds)
-        if step + 1 < self.fixed_at or len(self.times) <= WARM:
-            return False
-        each = statistics.median(self.times[WARM:]) + overhead  # median: one slow step must not halve the run
+        timed = self.times[WARM:]
+        each = statistics.median(timed) + overhead if timed else 0.0  # median: one slow step must not halve the run
         left = max(self.budget_seconds * (1 - RESERVE) - elapsed, 0.0)
+        to_time = max(self.fixed_at - step - 1, 0 if timed else 1)
+        if left and to_time and (len(timed) < FEWEST or to_time * each < left):
+            return False
         self.fixed_at = step + 1
-        self.fixed = min(self.wanted, self.fixed_at + int(left / each))
+        self.fixed = min(self.wanted, self.fixed_at + (int(left / each) if left else 0))
         return True

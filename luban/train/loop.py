@@ -136,7 +136,7 @@ class Loop:
         with (
             StopRequest() as stop,
             open_metrics(self.art.path, at.step, self.recipe.train.tensorboard, self.world.is_main) as metrics,
-            progress("training", total=self.count.total(at.step), unit="steps", start=at.step) as bar,
+            progress("training", total=self.count.known(at.step), unit="steps", start=at.step) as bar,
         ):
             self.batches = self.parts.loader.iterate(at.step + at.left_out)
             self.row_time, self.synchronized_at = self.clock(), self.clock()

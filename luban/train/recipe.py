@@ -56,7 +56,7 @@ class TrainConfig:
 
     steps: Extensible[int] = 1000  # optimizer steps
     epochs: Extensible[float] = 0.0  # lower `steps` to this many passes over the training text (0: off)
-    # after 20 timed steps, lower `steps` so that training takes this long (0: off)
+    # after up to 20 timed steps, lower `steps` so that training takes this long (0: off)
     budget_seconds: Extensible[float] = 0.0
     seed: int = 0  # of the initial weights and of the order of the data
     batch_size: int = 16  # sequences per optimizer step, over all ranks and micro-batches

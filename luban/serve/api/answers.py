@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -153,10 +153,12 @@ class Answers:
         grounded = None
         if service.retriever is not None and messages[-1]["role"] == "user":
             grounded = await service.tokenised(service.retriever.ground, messages, partial(self._fits, body=body))
-            messages = grounded.messages
+            messages, structure = grounded.messages, self._quoting(grounded, body, structure)
         prompt, left_out = await service.tokenised(self._rendered, messages, body)
         longest = engine.budget.longest_answer(prompt, body.n)
         sampling = body.sampling(service.model.generation, longest, body.alternatives, structure)
+        if grounded is not None and grounded.grammar is not None:  # of which no words at all are a text, too
+            sampling = replace(sampling, min_tokens=max(sampling.min_tokens, 1))
         job = Job(body, sampling, self._shape(body, chat=True), tools=form, grounded=grounded, left_out=left_out)
         return await self._answer(job, [prompt], http)
 
@@ -194,6 +196,17 @@ class Answers:
             strict = any(tool.function.strict for tool in body.offered())
             return form, form.text_or_calls(functions) if strict else None
         return form, form.structure(functions, several=body.tool_choice == "required" and body.parallel_tool_calls)
+
+    def _quoting(self, grounded: Grounded, body: ChatBody, structure: Structure | None) -> Structure | None:
+        """What the answer is held to, where that is words of the passages. Raises DataError for a request of another form."""
+        if grounded.grammar is None:
+            return structure
+        if body.offered() or body.structure() is not None:
+            raise DataError(
+                "this server's answers quote the passages of its index: leave out 'tools', 'response_format' and "
+                "'structured_outputs', or have it started without --quote"
+            )
+        return Structure.grammar(grounded.grammar)
 
     def _fits(self, messages: list[dict[str, Any]], body: ChatBody) -> bool:
         """Whether a conversation fits the context together with an answer, without a message left out."""

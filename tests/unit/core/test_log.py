@@ -42,9 +42,26 @@ def test_a_bar_shows_share_rate_and_time_left(capsys):
 
 
 def test_a_resumed_bar_counts_its_rate_from_where_it_began():
-    bar = Bar("training", total=100, unit="steps", start=90)
-    bar.done = 95
-    assert "0.5 steps/s" in bar.line(bar.began + 10) and "10.0s left" in bar.line(bar.began + 10)
+    clock = Clock()
+    bar = Bar("training", total=100, unit="steps", start=90, clock=clock)
+    clock.advance(10)
+    bar.advance(5)
+    assert "0.5 steps/s" in bar.line(clock()) and "10.0s left" in bar.line(clock())
+
+
+def test_a_first_step_that_was_compiled_is_soon_forgotten_and_stays_in_the_average():
+    clock = Clock()
+    bar = Bar("training", total=1000, unit="steps", clock=clock)
+    clock.advance(100)
+    bar.advance()
+    for _ in range(499):
+        clock.advance(1)
+        bar.advance()
+    assert "  1 steps/s" in bar.line(clock()) and "8m20s left" in bar.line(clock())
+    for steps in (-20, 20, 500):  # going back is no negative rate; the rest takes no time
+        bar.advance(steps)
+        assert "-" not in bar.line(clock())
+    assert f"{1000 / 599:.3g} steps/s  in 9m59s" in bar.line(clock())
 
 
 @pytest.mark.parametrize("more", [0, 2])

@@ -15,9 +15,10 @@ import luban
 from luban.checkpoint.checkpoint import Checkpoint
 from luban.checkpoint.saver import save_checkpoint
 from luban.cli.main import main
-from luban.core.errors import ArtifactError, ConfigError, UnsupportedError
+from luban.core.artifact import Manifest, Parent
+from luban.core.errors import ArtifactError, ConfigError, LineageError, UnsupportedError
 from luban.load import export
-from luban.load.export import export_model
+from luban.load.export import export_model, import_model
 from luban.load.model import load_model, open_model
 from luban.models.arrangement.parallel import Parallel
 from luban.models.arrangement.post import PostNorm
@@ -262,3 +263,23 @@ def test_what_cannot_be_written_is_refused_on_the_way(tiny_checkpoint, tmp_path,
     with pytest.raises(error, match=name):
         export_model(open_model(tmp_path / "saved", "float16"), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out*"))
+
+
+def test_an_export_that_a_licence_forbids_is_refused(tiny_checkpoint, tmp_path):
+    m = luban.load_model(tiny_checkpoint)
+    books = Parent(role="corpus", kind="corpus", content_hash="0", name="books", terms=("research-only",))
+    bound = replace(m, manifest=Manifest(kind="run", parents=(books,)))
+    with pytest.raises(LineageError, match="the corpus books, which it was made from, is under research-only"):
+        luban.export_model(bound, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_model_that_is_not_finite_is_not_written(tiny_checkpoint, tmp_path, value):
+    m = luban.load_model(tiny_checkpoint)
+    with torch.no_grad():
+        m.module.decoder.norm.weight[3] = value
+    for write in (luban.export_model, import_model):
+        with pytest.raises(ArtifactError, match=r"decoder\.norm\.weight holds NaN or infinity"):
+            write(m, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import luban
-from luban.core.artifact import ArtifactWriter, Manifest, Parent, as_parent, open_artifact
+from luban.core.artifact import ArtifactWriter, as_parent, open_artifact
 from luban.core.errors import ArtifactError, ConfigError, DataError, LineageError, UnsupportedError
 from luban.core.whole_directory import incomplete_path
 from luban.load.export import import_model
@@ -216,15 +216,6 @@ def test_truncated_pickled_and_unknown(foreign, tmp_path):
         luban.load_model(tmp_path / "empty")
 
 
-def test_an_export_that_a_licence_forbids_is_refused(tiny_checkpoint, tmp_path):
-    m = luban.load_model(tiny_checkpoint)
-    books = Parent(role="corpus", kind="corpus", content_hash="0", name="books", terms=("research-only",))
-    bound = replace(m, manifest=Manifest(kind="run", parents=(books,)))
-    with pytest.raises(LineageError, match="the corpus books, which it was made from, is under research-only"):
-        luban.export_model(bound, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.fixture(params=["trained here", "from a GGUF file"])
 def beginning(request, checkpoint):
     """A model whose texts begin with the begin token, though no file of its tokenizer says so."""
@@ -385,17 +376,6 @@ def test_values_too_large_for_the_precision_are_refused_by_name(tiny_checkpoint,
         luban.load_model(tmp_path / "m", dtype="float16")
     for dtype in ("float32", "bfloat16"):
         luban.load_model(tmp_path / "m", dtype=dtype)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_a_model_that_is_not_finite_is_not_written(tiny_checkpoint, tmp_path, value):
-    m = luban.load_model(tiny_checkpoint)
-    with torch.no_grad():
-        m.module.decoder.norm.weight[3] = value
-    for write in (luban.export_model, import_model):
-        with pytest.raises(ArtifactError, match=r"decoder\.norm\.weight holds NaN or infinity"):
-            write(m, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_precision_names_all_that_there_are(tiny_checkpoint):

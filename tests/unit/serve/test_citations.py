@@ -23,6 +23,7 @@ ROW = {"mark": 1, "score": 1.0, "title": "T", "text": "some text", "source": "a.
 class Grounded:
     messages: list
     shown: int
+    grammar: str | None = None
 
     def citations(self, answer):
         return [{**ROW, "mark": mark + 1} for mark in range(self.shown)]
@@ -31,8 +32,8 @@ class Grounded:
 class FakeRetriever:
     """Puts as many copies of a passage before the question as fit."""
 
-    def __init__(self, passage="p" * 100):
-        self.passage, self.grounded = passage, []
+    def __init__(self, passage="p" * 100, grammar=None):
+        self.passage, self.grammar, self.grounded = passage, grammar, []
 
     def ground(self, messages, fits):
         for count in (9, 3, 1, 0):
@@ -40,7 +41,7 @@ class FakeRetriever:
             if fits(made):
                 break
         self.grounded.append(made)
-        return Grounded(made, count)
+        return Grounded(made, count, self.grammar)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,21 @@ def test_the_last_chunk_of_a_stream_has_the_citations(served):
     cited = [event for event in events if "citations" in event]
     assert cited == [event for event in events if event["choices"] and event["choices"][0]["finish_reason"]][-1:]
     assert cited[0]["citations"][0] == ROW
+
+
+def test_answers_that_must_quote_are_words_of_a_passage(engine):
+    """A random model's answers, whole and in a stream; a request that wants another form is refused."""
+    retriever = FakeRetriever(grammar='start: %regex { "substring_words": "the fox saw a hen and its egg" }')
+    with TestClient(create_app(engine, ServerOptions(retriever=retriever)), base_url=LOCAL) as client:
+        asked = {**ASK, "max_tokens": 20, "temperature": 1}
+        texts = [client.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"]]
+        stream = client.post("/v1/chat/completions", json={**asked, "stream": True}).text
+        events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+        texts.append("".join(each["choices"][0]["delta"].get("content") or "" for each in events if each["choices"]))
+        form = {"response_format": {"type": "json_object"}}
+        refused = client.post("/v1/chat/completions", json={**ASK, **form})
+    assert all(text and text in "the fox saw a hen and its egg" for text in texts), texts
+    assert refused.status_code == 400 and "--quote" in refused.json()["error"]["message"]
 
 
 def test_without_an_index_there_are_none_and_tools_results_are_not_searched(client, served):

@@ -27,10 +27,22 @@ def test_a_resume_sees_the_same_total_at_every_step():
     assert [resumed.total(step) for step in range(21, 90)] == [live.fixed] * 69
 
 
+def test_slow_steps_are_timed_no_longer_than_the_budget_lasts():
+    """Twenty of them would take longer than the whole run may."""
+    slow, elapsed, done = StepCount(wanted=500, budget_seconds=100), 0.0, 0
+    while done < slow.total(done):
+        elapsed += 12.0 if done == 0 else 8.0
+        slow.record(done, 8.0, elapsed)
+        done += 1
+    assert slow.fixed_at == 4 and elapsed == 12 + 8 * 10  # the next one would end after 95 s
+
+
 def test_the_budget_only_ever_lowers_the_steps_and_an_exhausted_one_stops_now():
     fast, spent = StepCount(wanted=50, budget_seconds=1e9), StepCount(wanted=50, budget_seconds=1)
     for step in range(21):
         fast.record(step, 0.1, 0.1 * step)
         spent.record(step, 10.0, 10.0 * step)
-    assert fast.fixed == 50 and spent.fixed == 21
+    assert fast.fixed == 50 and spent.fixed == 2
     assert StepCount(wanted=50).total(49) == 50
+    assert [StepCount(wanted=50).known(0), StepCount(wanted=50, budget_seconds=9).known(0)] == [50, None]
+    assert StepCount(wanted=50, budget_seconds=9, fixed=30, fixed_at=21).known(25) == 30

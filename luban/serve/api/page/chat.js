@@ -398,6 +398,9 @@ function start() {
   });
   showTemperature();
   $("key").addEventListener("change", connect);
+  window.addEventListener("focus", () => {
+    if (state.model && !state.abort) connect(); // adapters may have come and gone
+  });
 
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
