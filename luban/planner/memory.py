@@ -130,7 +130,7 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
     frozen = 0 if settings.trained is None else graph.parameters
     elsewhere = settings.host_parameters
     if settings.layers_here and not frozen:
-        elsewhere = sum(sorted((layer.parameters for layer in graph.layers().values()))[: -settings.layers_here])
+        elsewhere = sum(sorted(layer.parameters for layer in graph.layers().values())[: -settings.layers_here])
     fixed = {
         "parameters": itemsize * (frozen + n - elsewhere) + masters,
         "optimizer": 0 if settings.offloads else settings.optimizer_bytes,
