@@ -7,8 +7,9 @@ adam: bytes a second of torch's fused kernel (28 a number: weight, gradient and 
 device, host, delayed, disk, tiles: tokens a second of the LLaMA shape of 1.1B parameters in bf16, 16 × 2,048 tokens a step, selective
 rematerialisation, with state on the GPU, on the host, with delayed updates, in a file of --folder by direct I/O; for disk also the
 share of a step in which the GPU computes as ZeRO-Infinity's model has it, at the bandwidth that the folder reached. tiles: as host, with
-the layers' matrices on the host too, read in four tiles each.
-fit-device, fit-host: under a cap on GPU memory (GB), the most layers with which a step runs. A model that fits in 8 GB with its state on
+the layers' matrices on the host too, read in four tiles each. layers, infinity: as host and as disk, with layers' half-precision weights
+on the host or on the disk, which come to the device with their layer; infinity has sums of gradients on the disk, too.
+fit-device, fit-host, fit-layers: under a cap on GPU memory (GB), the most layers with which a step runs. A model that fits in 8 GB with its state on
 the host takes 70 GB of the host. Every case is printed as it ends and given up after --patience seconds; with --out several calls
 fill one table. --tiny: small ones on whatever device there is.
 """
@@ -129,15 +130,16 @@ def line(name: str, row: Row) -> str:
 
 def compared(rows: dict[str, Row]) -> None:
     """Print what the rows say together."""
-    if "fit-device" in rows and "fit-host" in rows and rows["fit-device"]["parameters"]:
-        print(f"fit: {rows['fit-host']['parameters'] / rows['fit-device']['parameters']:.1f} times the parameters")
+    for name in ("fit-host", "fit-layers"):
+        if "fit-device" in rows and name in rows and rows["fit-device"]["parameters"]:
+            print(f"{name}: {rows[name]['parameters'] / rows['fit-device']['parameters']:.1f} times the parameters")
     if "device" not in rows:
         return
     alone = rows["device"]["step_seconds"]
-    for name in ("host", "delayed", "disk", "tiles"):
+    for name in ("host", "delayed", "disk", "tiles", "layers", "infinity"):
         if name in rows:
             print(f"{name}: {alone / rows[name]['step_seconds']:.1%} of the speed with state on the device", end="")
-            if name == "disk":
+            if name == "disk":  # the model of state alone
                 tokens = rows[name]["tokens_per_second"] * rows[name]["step_seconds"]
                 reached = 6 * rows[name]["parameters"] * tokens / alone
                 model = efficiency(state_intensity(round(tokens)), rows[name]["disk_bytes_per_second"], reached)
@@ -166,10 +168,14 @@ def main() -> None:
         "delayed": ParallelPlan(offload="cpu", offload_delay=True),
         "disk": ParallelPlan(offload="disk", offload_folder=str(call.folder)),
         "tiles": ParallelPlan(offload="cpu", offload_tiles=4),
+        "layers": ParallelPlan(offload="cpu", offload_weights="cpu"),
+        "infinity": ParallelPlan(
+            offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder=str(call.folder)
+        ),
     }
     cases = {"adam": partial(adam, call.numbers)}
     cases |= {name: partial(step, plan, shape, call) for name, plan in plans.items()}
-    cases |= {f"fit-{name}": partial(fit, plans[name], shape, call) for name in ("device", "host")}
+    cases |= {f"fit-{name}": partial(fit, plans[name], shape, call) for name in ("device", "host", "layers")}
     compared(in_turns(cases, only=call.only, patience=call.patience, out=call.out, show=line))
 
 

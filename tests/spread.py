@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from families import FAMILIES, PLAIN, TOKENS, Family, engine_of, mixtures, packed_batch
 
+from luban.checkpoint.checkpoint import Checkpoint
+from luban.checkpoint.reader import CheckpointReader
+from luban.checkpoint.saver import CheckpointSaver
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
-from luban.models.spec import uniform
+from luban.models.spec import spec_to_dict, uniform
 from luban.nn.feedforward.gated import SwiGLU
 from luban.nn.mixer.grouped import Grouped
 from luban.nn.moe.top_k import TopK
@@ -84,3 +90,26 @@ def join(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(WORLD_SIZE=str(PROCESSES), RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+
+
+def through_disk(first: TrainEngine, second: TrainEngine, name: str) -> None:
+    """Save under one plan, every process its part, and go on under another from what was saved."""
+    found = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(found)
+    path, several = Path(found[0], "checkpoint"), first.world.size > 1
+    if several or dist.get_rank() == 0:
+        saver = CheckpointSaver(first.world.host_group())
+        saved = saver.save(path, Checkpoint(spec=spec_to_dict(ZOO[name].spec), **first.held()))
+        for parameter in first.params.parameters.values():
+            parameter.data.fill_(float("nan"))  # training has gone on: what is written is a copy
+        saved.result()
+        saver.close()
+    dist.barrier()
+    reader = CheckpointReader.open(path)
+    reader.verify(dist.get_rank(), PROCESSES)
+    second.take_up(reader)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        sizes = [file.stat().st_size for file in path.glob("model*.safetensors")]
+        assert max(sizes) < 0.75 * sum(sizes) if several else len(sizes) == 1
+        shutil.rmtree(found[0])

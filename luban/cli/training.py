@@ -52,9 +52,10 @@ def train_from_recipe(
     from luban.train.run import dry_run, open_run
 
     call = parse_recipe(recipe, argv, verb=verb, about=about, examples=examples, shipped=RECIPES, adapt=model_of_init)
-    if most_processes is not None and max(call.processes, process_count()) > most_processes:
+    processes = max(call.processes, process_count())
+    if most_processes is not None and processes > most_processes:
         raise UsageError(f"luban {verb} runs in {most_processes} process: leave --nproc out")
-    call.recipe.plan.check_used()
+    call.recipe.plan.check_used(processes)
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = pack(call.recipe, Path(folder))

@@ -31,7 +31,9 @@ class ParallelPlan:
 
     replicate: Numerical[int] = 1  # copies of the model, whose gradients are summed
     shard: Numerical[int] = 1  # processes that divide one copy's training state among them
-    zero: Numerical[Literal[1, 2, 3]] = 3  # what they divide: optimizer state; also gradients; also weights
+    # what they divide: optimizer state; also gradients; also weights (none: 3). Where it is given and neither replicas nor shards are,
+    # shards take the processes that the other axes leave
+    zero: Numerical[Literal[1, 2, 3] | None] = None
     tensor: Numerical[int] = 1  # processes that divide every matrix, and between layers the tokens of a row
     context: Numerical[int] = 1  # processes that divide the tokens of a row everywhere (ring attention)
     pipeline: Numerical[int] = 1  # processes that divide the layers
@@ -52,7 +54,12 @@ class ParallelPlan:
     remat_layer: Numerical[Literal["none", "selective"]] = "none"
     # where fp32 weights and Adam's moments live and are updated: on the device, in host memory, in a file of offload_folder
     offload: Numerical[Offload] = "none"
-    offload_folder: Operational[str] = ""  # of a fast disk; for offload disk
+    # where sums of gradients are, with offload: in host memory, or beside the state on the disk
+    offload_gradients: Numerical[Literal["cpu", "disk"]] = "cpu"
+    # where the layers' weights in the dtype of the matmuls are while others compute, with offload: on the device, in host memory, in
+    # the file of offload_folder
+    offload_weights: Numerical[Offload] = "none"
+    offload_folder: Operational[str] = ""  # of a fast disk; for what is offloaded to disk
     offload_delay: bool = False  # the host updates while the next step computes with weights of the step before
     # pieces in which the matrices inside of layers are read from the host, where they stay, and multiplied (0: they are on the device)
     offload_tiles: Numerical[int] = 0
@@ -90,7 +97,17 @@ class ParallelPlan:
             )
 
     def _check_offload(self) -> None:
-        if self.offload == "disk" and not self.offload_folder:
+        if self.offload_gradients == "disk" and self.offload != "disk":
+            raise ConfigError(
+                f"plan.offload_gradients disk keeps them beside training state on the disk, and plan.offload is {self.offload}: use "
+                "--plan.offload disk"
+            )
+        if self.offload_weights != "none" and self.offload == "none":
+            raise ConfigError(
+                f"plan.offload_weights {self.offload_weights} is for fp32 weights outside of the device: use --plan.offload cpu"
+            )
+        self._check_layer_weights()
+        if self.uses_disk and not self.offload_folder:
             raise ConfigError("plan.offload disk needs a folder of a fast disk: --plan.offload_folder /nvme/luban")
         if self.offload_delay and self.offload == "none":
             raise ConfigError("plan.offload_delay delays updates on the host: use --plan.offload cpu")
@@ -99,10 +116,65 @@ class ParallelPlan:
         if self.offload_tiles and self.offload == "none":
             raise ConfigError("plan.offload_tiles reads matrices from the host: use --plan.offload cpu")
         if self.offload != "none" and self.processes > 1:
+            self._check_offload_processes()
+
+    def _check_layer_weights(self) -> None:
+        """Raise ConfigError for what doesn't go with weights that come to the device with their layer."""
+        if self.offload_weights == "none":
+            return
+        what = f"plan.offload_weights {self.offload_weights}"
+        if self.remat in SCHEDULES:
             raise ConfigError(
-                f"plan.offload goes with one process, and this plan has {self.processes}: leave plan.offload out, which axes such as "
-                "plan.shard make up for by dividing the training state, or leave the axes at 1"
+                f"{what} does not go with plan.remat {self.remat}, which runs layers out of order: use --plan.remat full"
             )
+        if self.offload_tiles:
+            raise ConfigError(
+                f"{what} does not go with plan.offload_tiles, whose matrices stay on the host: leave one out"
+            )
+        if self.shard > 1:
+            raise ConfigError(
+                f"{what} does not go with plan.shard: use --plan.zero 3 without plan.offload_weights, which keeps shards of all weights "
+                "in host memory and gathers them layer by layer"
+            )
+
+    def _check_offload_processes(self) -> None:
+        """Raise ConfigError for what doesn't go with offloading in several processes."""
+        what = f"plan.offload {self.offload}"
+        if self.shard == 1 and self.replicate * self.context > 1:
+            axis = "replicate" if self.replicate > 1 else "context"
+            raise ConfigError(
+                f"{what} does not go with plan.{axis} alone, of which every process would keep all of the training state on the host: "
+                f"use --plan.shard 2 --plan.{axis} {max(getattr(self, axis) // 2, 1)}, or another number of shards"
+            )
+        if self.pipeline > 1 and self.schedule in ("zero_bubble", "pipedream"):
+            raise ConfigError(
+                f"{what} does not go with plan.schedule {self.schedule}, whose gradients don't leave one by one: use --plan.schedule "
+                "1f1b or interleaved"
+            )
+        if self.offload_tiles:
+            raise ConfigError(
+                f"plan.offload_tiles goes with one process, and this plan has {self.processes}: leave it out, or use --plan.shard with "
+                "--plan.zero 3, which gathers one layer at a time"
+            )
+        if not self.shards_by_layer:
+            return
+        other = "--plan.zero 2" if self.pipeline == 1 else "--plan.zero 2 without plan.pipeline"
+        for field, wrong in (("offload disk", self.offload == "disk"), ("offload_delay", self.offload_delay)):
+            if wrong:
+                raise ConfigError(
+                    f"plan.{field} does not go with weights that are gathered layer by layer from fp32 shards in host memory "
+                    f"(plan.zero 3, or shards of pipelines): use {other}"
+                )
+
+    @property
+    def uses_disk(self) -> bool:
+        """Whether anything is offloaded to a disk."""
+        return "disk" in (self.offload, self.offload_gradients, self.offload_weights)
+
+    @property
+    def zero_stage(self) -> Literal[1, 2, 3]:
+        """What the processes of the axis shard divide."""
+        return self.zero or 3
 
     @property
     def expert_processes(self) -> int:
@@ -149,7 +221,12 @@ class ParallelPlan:
     @property
     def keeps_weights(self) -> bool:
         """Whether the axis shard divides the optimizer's state and gradients, and weights stay whole from step to step."""
-        return self.shard > 1 and self.zero < 3 and self.pipeline == 1
+        return self.shard > 1 and self.zero_stage < 3 and self.pipeline == 1
+
+    @property
+    def shards_by_layer(self) -> bool:
+        """Whether weights lie in fp32 shards of layers (FSDP), which are gathered where they are used."""
+        return self.shard > 1 and not self.keeps_weights
 
     @property
     def layer_policy(self) -> Remat:
@@ -171,7 +248,7 @@ class ParallelPlan:
 
     def over(self, processes: int) -> ParallelPlan:
         """The plan for so many processes: as it is where it needs just those; where it names neither replicas nor shards,
-        replicated as often as fits.
+        replicated as often as fits, or sharded where it names `zero`.
 
         Raises:
             ConfigError: it needs another number; the message names plans that would do.
@@ -179,7 +256,8 @@ class ParallelPlan:
         if self.processes == processes:
             return self
         if self.readers == 1 and processes % self.processes == 0:
-            return replace(self, replicate=processes // self.processes)
+            axis = "shard" if self.zero else "replicate"
+            return replace(self, **{axis: processes // self.processes})
         given = " × ".join(f"plan.{axis} {getattr(self, axis)}" for axis in reversed(AXES) if getattr(self, axis) > 1)
         fits = " or ".join(self._options(processes))
         raise ConfigError(
@@ -199,9 +277,16 @@ class ParallelPlan:
             " ".join(f"--plan.{axis} {n}" for n, axis in zip(whole, named, strict=True)) for whole in found[:NEAREST]
         ]
 
-    def check_used(self) -> None:
-        """Raise ConfigError for a field that would change nothing, since it goes with a value that another field hasn't."""
-        if self.shard == 1 and self.zero != 3:
+    def check_used(self, processes: int = 1) -> None:
+        """Raise ConfigError for a field that would change nothing in a run of so many processes, since it goes with a value that
+        another field hasn't."""
+        if self.zero and self.readers == 1 and processes <= self.processes:
+            more = 2 * self.processes
+            raise ConfigError(
+                f"plan.zero {self.zero} says what plan.shard divides among processes, and none is left for it of "
+                f"{self.processes} in all: start {more} (--nproc {more}), or leave plan.zero out"
+            )
+        if self.zero and self.replicate > 1 == self.shard:
             raise ConfigError(
                 f"plan.zero {self.zero} says what the processes of plan.shard divide, and plan.shard is 1: use "
                 f"--plan.shard N --plan.zero {self.zero}, or leave plan.zero out"
@@ -221,7 +306,7 @@ class ParallelPlan:
                 f"plan.remat_budget {self.remat_budget} is for {' and '.join(BUDGETED)}, and plan.remat is {self.remat}: use "
                 f"--plan.remat {BUDGETED[0]}, or leave plan.remat_budget out"
             )
-        if self.offload_folder and self.offload != "disk":
+        if self.offload_folder and not self.uses_disk:
             raise ConfigError(
                 f"plan.offload_folder {self.offload_folder} is for training state on a disk, and plan.offload is {self.offload}: "
                 "use --plan.offload disk, or leave plan.offload_folder out"

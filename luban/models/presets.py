@@ -14,15 +14,17 @@ from luban.models.encoder_decoder_presets import ENCODER_DECODERS
 from luban.models.encoder_presets import ENCODERS
 from luban.models.recurrent_presets import RECURRENT
 from luban.models.spec import ModelSpec, changed, uniform
-from luban.nn.feedforward.gated import SwiGLU
+from luban.nn.feedforward.gated import GEGLU, SwiGLU
 from luban.nn.feedforward.plain import GELU, TanhGELU
 from luban.nn.mixer.grouped import Grouped
+from luban.nn.moe.gshard import GShard
 from luban.nn.moe.layer import MixtureOfExperts
 from luban.nn.moe.top_k import TopK
 from luban.nn.norm import LayerNorm, RMSNorm
 from luban.nn.position.alibi import Alibi
 from luban.nn.position.learned import Learned
 from luban.nn.position.rope import Rope
+from luban.nn.position.t5 import RelativeBias
 from luban.nn.position.two_dimensional import Rope2D
 
 
@@ -105,6 +107,29 @@ def _falcon(width: int, layers: int, heads: int, kv_heads: int, norms: int) -> M
     )
 
 
+def _glam(
+    vocab: int, width: int, layers: int, heads: int, inner: int, *, head_dim: int = 128, experts: int = 64
+) -> ModelSpec:
+    """Gated networks and mixtures of plain ones in turn (Du et al. 2022, section 4).
+
+    Departure: T5's buckets for the relative biases of Dai et al. (2019), in one table that all layers share.
+    """
+    dense = uniform(
+        vocab_size=vocab,
+        width=width,
+        layers=layers,
+        context=1024,
+        norm=LayerNorm(),
+        mixer=Grouped(heads=heads, head_dim=head_dim),
+        feedforward=GEGLU(width=inner),
+        position=RelativeBias(),
+        tied_head=True,
+    )
+    mixture = MixtureOfExperts(width=inner, experts=experts, network="gelu", router=GShard(balance=0.01))
+    pair = (dense.layers[0], replace(dense.layers[0], feedforward=mixture))
+    return replace(dense, layers=pair * (layers // 2))
+
+
 PRESETS: dict[str, ModelSpec] = {
     # Luban's own: vocabulary, width, layers, heads, key heads, feed-forward width, context
     "tiny": _llama(4096, 64, 4, 4, 2, 192, 1024, tied=True),
@@ -125,6 +150,12 @@ PRESETS: dict[str, ModelSpec] = {
         _llama(32_000, 4096, 32, 32, 8, 14_336, 32_768, base=1_000_000.0),
         feedforward=MixtureOfExperts(width=14_336, experts=8, router=TopK(active=2)),
     ),
+    # GLaM (Du et al. 2022, table 4): vocabulary, width, layers, heads, inner width. The counts of parameters of the smaller ones are
+    # those of a vocabulary of 32k, of the largest that of the text's 256k
+    "glam-tiny": _glam(4096, 64, 4, 4, 128, head_dim=16, experts=8),  # Luban's own
+    "glam-1.7b-64e": _glam(32_000, 2048, 24, 16, 8192),
+    "glam-8b-64e": _glam(32_000, 4096, 32, 32, 16_384),
+    "glam-64b-64e": _glam(256_000, 8192, 64, 128, 32_768),
     "smollm2-135m": _llama(49_152, 576, 30, 9, 3, 1536, 8192, base=100_000.0, tied=True),
     # vocabulary, width, layers, heads, context
     "gpt1": _gpt(40_478, 768, 12, 12, 512, arrangement=PostNorm()),  # Radford et al. 2018, section 4.1

@@ -45,6 +45,7 @@ class Layers(nn.ModuleDict):
     before: Callable[[nn.Module], None] | None = (
         None  # called with a block that is about to run: its weights may be on their way
     )
+    after: Callable[[nn.Module, Tensor], None] | None = None  # called with a block that has run, and its output
 
     def forward(self, x_BTE: Tensor, ctx: ForwardContext, block_of: Mapping[int, str]) -> Tensor:
         """(B, T, E) → (B, T, E) through the layers; `block_of`: layer index → key of its block."""
@@ -67,6 +68,8 @@ class Layers(nn.ModuleDict):
                 continue
             x_BTE, together = _finished(x_BTE, together), []
             x_BTE = block(x_BTE, layer)
+            if self.after is not None:
+                self.after(block, x_BTE)
         return _finished(x_BTE, together)
 
     def use_remat(self, remat: LayersPolicy | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +35,6 @@ from luban.parallel.micro_batches import OneAfterTheOther, Runner
 from luban.parallel.mixers import check_mixers
 from luban.parallel.offload.delayed import DelayedOptimizer
 from luban.parallel.offload.host_params import HostParams
-from luban.parallel.offload.pools import DiskPool, HostPool, Pool
 from luban.parallel.offload.tiles import use_tiles
 from luban.parallel.pipelined import Pipelined
 from luban.parallel.placement import Placements
@@ -131,6 +129,8 @@ def apply(
     if plan.offload_tiles:
         for block in blocks:
             use_tiles(block, plan.offload_tiles)
+    if plan.offload_weights != "none" and any(block.reversible for block in blocks):
+        raise ConfigError("plan.offload_weights does not go with reversible layers, which run together: leave it out")
     apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
@@ -156,16 +156,18 @@ def apply(
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
     root = None
-    if plan.shard > 1 and not plan.keeps_weights:
+    offloads = plan.offload != "none"
+    if plan.shards_by_layer:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
         dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
-        shard_modules(root, list(blocks), world.shard_mesh, zero=plan.zero, dtype=dtype, apart=alone)
+        shard_modules(
+            root, list(blocks), world.shard_mesh, zero=plan.zero_stage, dtype=dtype, apart=alone, offloads=offloads
+        )
         functions = [partial(root, function) for function in functions]
     # Memory only now; weights are drawn by the parameters' names, so that they don't depend on any of the above.
-    offloads = plan.offload != "none"
     materialise(model, torch.device("cpu") if offloads else execution.device)
     region = placements.region
     if plan.keeps_weights and not placements.divided:
@@ -176,24 +178,30 @@ def apply(
     if pack is not None:
         pack(model)
     params: ShardedParams | MixedPrecisionParams
-    if offloads:
-        dtype = COMPUTE[execution.precision]
-        pool = partial(_pool, plan, execution.device)
-        params = HostParams(model, dtype, execution.device, pool, fixed=fixed, delayed=plan.offload_delay)
-        params.place(loss)
-    elif plan.keeps_weights:
+    if plan.keeps_weights:
         from luban.parallel.whole_weights import WholeWeights
 
-        params = WholeWeights(
-            model, blocks, world, zero=plan.zero, dtype=COMPUTE[execution.precision], fixed=fixed, apart=apart
-        )
+        made = WholeWeights
+        if offloads:
+            from luban.parallel.offload.host_rows import HostRows
+
+            made = partial(HostRows, device=execution.device, plan=plan)
+        dtype = COMPUTE[execution.precision]
+        params = made(model, blocks, world, zero=plan.zero_stage, dtype=dtype, fixed=fixed, apart=apart)
         for stack in stacks_of(model):
             stack.blocks.before = params.ready
         functions = [partial(_after, params.ready_outside, function) for function in functions]
     elif root is not None:
         from luban.parallel.sharded_params import ShardedParams
 
-        params = ShardedParams(root, model, zero=plan.zero, fixed=fixed)
+        params = ShardedParams(root, model, zero=plan.zero_stage, fixed=fixed, device=execution.device)
+    elif offloads:
+        dtype = COMPUTE[execution.precision]
+        params = HostParams(model, blocks, dtype, execution.device, plan, fixed=fixed)
+        params.place(loss)
+        if (layers := params.layers) is not None:
+            for stack in stacks_of(model):
+                stack.blocks.before, stack.blocks.after = layers.fetch, layers.watch
     elif plan.pipeline == 1 and world.copies > 1:
         dtype, masters = COMPUTE[execution.precision], execution.masters
         params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
@@ -215,9 +223,8 @@ def apply(
     # The optimizer last: it holds the very tensors that are trained.
     divided = None if optimizer.elementwise or plan.shard * plan.tensor == 1 else Matrices(params, placements)
     built = optimizer.build(params.parameters, roles_of(model), divided, factors)
-    if isinstance(params, HostParams):
-        params.keep_moments(built)
-        built = DelayedOptimizer(built) if plan.offload_delay else built
+    params.keep_moments(built)
+    built = DelayedOptimizer(built) if plan.offload_delay else built
     return TrainEngine(
         runner,
         params,
@@ -236,13 +243,6 @@ def _after(wait: Callable[[], None], function: LossFunction, batch: TensorBatch)
     """`function` of the batch, once what it needs is there."""
     wait()
     return function(batch)
-
-
-def _pool(plan: ParallelPlan, device: torch.device, size: int) -> Pool:
-    """Where so many bytes of fp32 weights and moments are kept."""
-    return (
-        DiskPool(Path(plan.offload_folder), size) if plan.offload == "disk" else HostPool(device.type == "cuda", size)
-    )
 
 
 class Losses(nn.Module):
@@ -290,6 +290,7 @@ def _compiled(losses: tuple[LossModule, LossModule], plan: ParallelPlan, executi
     if not _compiles(execution):
         return list(losses)
     regions = execution.device.type == "cuda" or plan.shard * plan.parts > 1 or plan.remat in SCHEDULES
+    regions = regions or plan.offload_weights != "none"  # weights come between blocks
     # the ring's messages, mixtures of experts and reversible layers stand outside of compiled graphs
     reversible = any(block.reversible for block in blocks_of(losses[0]))
     whole = plan.context == 1 and not routers_of(losses[0]) and not reversible
@@ -306,7 +307,8 @@ def _pipeline(
 ) -> Pipelined:
     """What runs this process's stages. Raises ConfigError where stages that update by themselves share parameters."""
     world, plan = sums.world, sums.world.plan
-    channels = Channels(plan, world.group("pipeline"), execution.device)
+    links = [(source, target) for _, source, target in boundary.routes.messages]
+    channels = Channels(links, world.group("pipeline"), execution.device)
     dtype = torch.float64 if execution.precision == "fp64" else torch.float32
     parts = (*functions, params, boundary, channels, world, dtype)
     if plan.schedule != "pipedream":

@@ -48,20 +48,28 @@ class Asynchronous(Pipelined):
     def _act(self, action: Action, micro_batches: Sequence[MicroBatch], factor: float | Tensor, totals: Totals) -> None:
         kind, stage, m = action
         if kind == "F":
+            # the weights themselves, but with a version counter of their own, so that updates may overwrite them afterwards
             self.versions[m] = {
-                f"model.{name}": weight.detach().clone().requires_grad_()
-                for name, weight in self.params.working.items()
+                f"model.{name}": weight.data.requires_grad_() for name, weight in self.params.working.items()
             }
             self._forward_and_stash(action, micro_batches[m], self._at_version(m), factor, totals)
             return
         stash, weights = self.stashed.pop((stage, m)), self.versions.pop(m)
-        needed = [*stash.inputs, *weights.values()]
+        needed = [*stash.inputs.values(), *weights.values()]
         gradients = self._incoming(stash, action)
-        found = torch.autograd.grad(stash.outputs, needed, gradients, allow_unused=True)
+        found = torch.autograd.grad([*stash.outputs.values()], needed, gradients, allow_unused=True)
         self._send_back(stash, action, found[: len(stash.inputs)])
         named = zip(weights, found[len(stash.inputs) :], strict=True)
+        self._keep_versions()
         assert self.change is not None
         self.norms.append(self.change({n.removeprefix("model."): g for n, g in named if g is not None}))
+
+    def _keep_versions(self) -> None:
+        """Before an update: where other micro-batches have met these weights, update a copy and leave them as they are."""
+        kept = {weight.data_ptr() for version in self.versions.values() for weight in version.values()}
+        for weight in self.params.working.values():
+            if weight.data_ptr() in kept:
+                weight.data = weight.data.clone()
 
     def _at_version(self, m: int):
         return lambda batch: run_stage(functional_call, self.module, self.versions[m], (batch,))

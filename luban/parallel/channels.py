@@ -8,62 +8,61 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luban.core.plan import ParallelPlan
-
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DIMENSIONS = 6  # of a tensor, at most
+STACKS = 4  # of a model, at most
+FIRST = 1 << 20  # the number of the message with the shapes: more than there are micro-batches
+Like = tuple[torch.dtype, Sequence[int]]  # dtype and shape
 
 
 class Channels:
-    """What one process sends to and receives from its neighbours.
+    """What one process of a pipeline sends to and receives from others, by stages.
 
     Receivers learn the shapes of hidden states from a message before the first; later ones of a batch with the same shapes
-    have the same. NCCL delivers in the order of sending alone, so that there every boundary and direction has a group of
-    its own; Gloo tells messages apart by tags.
+    have the same. NCCL delivers in the order of sending alone, so that there every two stages and direction have a group of
+    their own; Gloo tells messages apart by tags.
+
+    Args:
+        links: (source, target), the stages between which hidden states go.
+        group: the processes of the pipeline.
     """
 
-    def __init__(self, plan: ParallelPlan, group: dist.ProcessGroup, device: torch.device):
-        self.plan, self.device = plan, device
+    def __init__(self, links: Collection[tuple[int, int]], group: dist.ProcessGroup, device: torch.device):
+        self.device, self.processes = device, group.size()
         self.ordered = dist.get_backend(group) == "nccl"
-        links = 2 * (plan.stages - 1) if self.ordered else 1
-        self.groups = [group] if links == 1 else [_again(group) for _ in range(links)]
-        self.shapes: dict[tuple[int, Hashable], list[tuple[torch.dtype, list[int]]]] = {}
+        pairs = [pair for link in sorted(set(links)) for pair in (link, link[::-1])]
+        self.lines = {pair: number for number, pair in enumerate(pairs)}
+        self.groups = [_again(group) for _ in pairs] if self.ordered else [group]
+        self.shapes: dict[tuple[int, int, int, Hashable], Like] = {}
         self.sending: list[tuple[dist.Work | None, Tensor]] = []
 
-    def send(self, stage: int, to: int, number: int, tensors: Sequence[Tensor]) -> None:
-        """Send what stage `stage` computed of micro-batch `number` to the next stage or the one before."""
-        for k, tensor in enumerate(tensors):
-            self._send(stage, to, number * 4 + k, tensor.detach().contiguous())
+    def send(self, stage: int, to: int, number: int, stack: int, tensor: Tensor) -> None:
+        """Send what stage `stage` computed of micro-batch `number` and a stack to stage `to`."""
+        self._send(stage, to, number * STACKS + stack, tensor.detach().contiguous())
 
-    def receive(
-        self, stage: int, by: int, number: int, like: Sequence[tuple[torch.dtype, Sequence[int]]]
-    ) -> list[Tensor]:
-        """What stage `by` sent to `stage`, of these dtypes and shapes."""
-        found = []
-        for k, (dtype, shape) in enumerate(like):
-            tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device)
-            group, tag = self._line(by, stage, number * 4 + k)
-            dist.recv(tensor, group=group, group_src=by % self.plan.pipeline, tag=tag)
-            found.append(tensor)
-        return found
+    def receive(self, stage: int, by: int, number: int, stack: int, like: Like) -> Tensor:
+        """What stage `by` sent to `stage`, of this dtype and shape."""
+        dtype, shape = like
+        tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        group, tag = self._line(by, stage, number * STACKS + stack)
+        dist.recv(tensor, group=group, group_src=by % self.processes, tag=tag)
+        return tensor
 
-    def tell_shapes(self, stage: int, key: Hashable, tensors: Sequence[Tensor]) -> None:
-        """Before the first hidden states of a kind of micro-batch go from `stage` to the next."""
-        if (stage, key) in self.shapes:
+    def tell_shape(self, stage: int, to: int, stack: int, key: Hashable, tensor: Tensor) -> None:
+        """Before the first hidden states of a kind of micro-batch (`key`) go from `stage` to another."""
+        if (stage, to, stack, key) in self.shapes:
             return
-        self.shapes[stage, key] = [(t.dtype, list(t.shape)) for t in tensors]
-        for k, tensor in enumerate(tensors):
-            row = [DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
-            row += [0] * (DIMENSIONS + 2 - len(row))
-            self._send(stage, stage + 1, 4 * FIRST + k, torch.tensor(row, device=self.device))
+        self.shapes[stage, to, stack, key] = tensor.dtype, tensor.shape
+        row = [DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
+        row += [0] * (DIMENSIONS + 2 - len(row))
+        self.send(stage, to, FIRST, stack, torch.tensor(row, device=self.device))
 
-    def hear_shapes(self, stage: int, key: Hashable, count: int) -> list[tuple[torch.dtype, list[int]]]:
-        """The shapes of the hidden states that come to `stage`."""
-        if (stage - 1, key) not in self.shapes:
-            like = [(torch.int64, [DIMENSIONS + 2])] * count
-            rows = [row.tolist() for row in self.receive(stage, stage - 1, FIRST, like)]
-            self.shapes[stage - 1, key] = [(DTYPES[row[0]], row[2 : 2 + row[1]]) for row in rows]
-        return self.shapes[stage - 1, key]
+    def hear_shape(self, stage: int, by: int, stack: int, key: Hashable) -> Like:
+        """Dtype and shape of the hidden states that come from stage `by` to `stage`."""
+        if (by, stage, stack, key) not in self.shapes:
+            row = self.receive(stage, by, FIRST, stack, (torch.int64, [DIMENSIONS + 2])).tolist()
+            self.shapes[by, stage, stack, key] = DTYPES[row[0]], row[2 : 2 + row[1]]
+        return self.shapes[by, stage, stack, key]
 
     def wait(self) -> None:
         """Until all that was sent has left."""
@@ -74,15 +73,12 @@ class Channels:
 
     def _send(self, stage: int, to: int, number: int, tensor: Tensor) -> None:
         group, tag = self._line(stage, to, number)
-        self.sending.append((dist.isend(tensor, group=group, group_dst=to % self.plan.pipeline, tag=tag), tensor))
+        self.sending.append((dist.isend(tensor, group=group, group_dst=to % self.processes, tag=tag), tensor))
 
     def _line(self, source: int, target: int, number: int) -> tuple[dist.ProcessGroup, int]:
-        """The group and the tag of a message between neighbouring stages."""
-        line = 2 * min(source, target) + (target < source)
-        return (self.groups[line], 0) if self.ordered else (self.groups[0], number * 2 * self.plan.stages + line)
-
-
-FIRST = 1 << 20  # the number of the message with the shapes: more than there are micro-batches
+        """The group and the tag of a message between two stages."""
+        line = self.lines[source, target]
+        return (self.groups[line], 0) if self.ordered else (self.groups[0], number * len(self.lines) + line)
 
 
 def alike_groups(mine: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], dist.ProcessGroup]:

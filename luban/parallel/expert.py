@@ -34,6 +34,11 @@ def check_experts(model: Model, plan: ParallelPlan) -> None:
     layers = routers_of(model)
     if plan.expert > 1 and not layers:
         raise ConfigError("plan.expert divides the experts of mixtures, and this model has none: leave it out")
+    if layers and plan.offload != "none" and plan.shards_by_layer:
+        raise ConfigError(
+            "plan.offload does not go with mixtures of experts whose weights are gathered layer by layer (plan.zero 3, or shards of "
+            "pipelines), beside which routers stay on the device: use --plan.zero 2 without plan.pipeline"
+        )
     for layer in layers.values():
         if layer.count % plan.expert:
             fits = max(n for n in range(1, plan.expert) if layer.count % n == 0 and plan.expert_processes % n == 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luban.optim.clip import global_norm
 from luban.parallel.placement import Placement, Placements
+from luban.parallel.shard import message_device
 from luban.parallel.world import World
 
 BUCKET = 1 << 25  # numbers summed by one all-reduce
@@ -92,7 +93,7 @@ class GradientSums:
         squared = global_norm(weighted).square() if weighted else torch.zeros(())
         axes = ("shard", "tensor", "pipeline")
         for group in self.world.sharing_groups(*axes):
-            dist.all_reduce(squared, group=group)
+            squared = _all_reduced(squared, group)
         if self.apart:
             squared = squared + self._squared_apart(gradients, like=squared)
         return squared.sqrt()
@@ -101,8 +102,7 @@ class GradientSums:
         """The square of the norm of what is held apart, over all processes."""
         weighted = [gradients[name] * count**-0.5 for name, count in self.apart.items() if name in gradients]
         squared = global_norm(weighted).square().to(like) if weighted else torch.zeros_like(like)
-        dist.all_reduce(squared)
-        return squared
+        return _all_reduced(squared, dist.group.WORLD)
 
     def _repeated(self, gradients: Mapping[str, Tensor]) -> list[str]:
         """Divided parameters of which some part is in several places."""
@@ -119,7 +119,7 @@ class GradientSums:
         rows = self._rows(placement, name, gradient.shape[0]).to(gradient.device)
         whole = gradient.new_zeros(placement.shape).index_add_(0, rows, gradient)
         for group in self.world.sharing_groups("tensor", *(["shard"] if self.world.shards > 1 else [])):
-            dist.all_reduce(whole, group=group)
+            whole = _all_reduced(whole, group)
         return whole[rows]
 
     def _weighted(self, name: str, gradient: Tensor) -> Tensor:
@@ -143,10 +143,18 @@ def _summed(gradients: Mapping[str, Tensor], group: dist.ProcessGroup) -> dict[s
     for bucket in _buckets(gradients):
         tensors = [gradients[name] for name in bucket]
         flat = torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
-        dist.all_reduce(flat, group=group)
+        flat = _all_reduced(flat, group)
         parts = flat.split([t.numel() for t in tensors])
         found |= {name: part.view(t.shape) for name, part, t in zip(bucket, parts, tensors, strict=True)}
     return found
+
+
+def _all_reduced(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over a group, where the tensor is; one on the host goes over the device if the group's messages do."""
+    assert group is not None
+    moved = tensor if tensor.is_cuda else tensor.to(message_device(group))
+    dist.all_reduce(moved, group=group)
+    return moved.to(tensor.device)
 
 
 def _buckets(gradients: Mapping[str, Tensor]) -> Sequence[list[str]]:

@@ -1,8 +1,9 @@
-"""Every process sends a heartbeat, and learns which one doesn't: without it a process that waits for another that is
-stopped, swapped out or cut off would wait until the collective's timeout."""
+"""Every process sends a heartbeat, and learns which one doesn't, or which one is stuck: without it a process that waits for
+another that is stopped, swapped out, cut off or in an endless loop would wait until the collective's timeout."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from luban.parallel.standstill import Activity, Judge, Observer, Standing, main_stack, report
+
 BEAT = 1.0  # seconds between two heartbeats
 SILENT = 20.0  # seconds without one after which a process counts as lost
+TAKEN = 3  # beats within which the others have read what the first process found
 END = "end"  # a process's last heartbeat: it needs nothing more from the others
 
 
@@ -29,21 +33,26 @@ def watched(
     rank: int,
     size: int,
     *,
+    activity: Activity | None = None,
+    hang: float = 0.0,
     leave: Callable[[str], None] = _leave,
     beat: float = BEAT,
     silent: float = SILENT,
 ) -> Iterator[None]:
-    """While this is open, the process gives signs of life, and ends if another has none left.
+    """While this is open, the process gives signs of life, and ends if another has none left or is stuck.
 
     Args:
         store: that all processes share; None: there are no others.
-        leave: called with a message that names the lost process.
+        activity: of this process.
+        hang: seconds in which no process gets on after which those that the others wait for count as stuck (0: never).
+        leave: called with a message that names the lost or stuck process.
         beat, silent: seconds.
     """
     if store is None or size == 1:
         yield
         return
-    heart = Heart(store.clone(), rank, size, leave, beat, silent)  # type: ignore[attr-defined]
+    observer = Observer(activity, beat) if activity is not None and hang else None
+    heart = Heart(store.clone(), rank, size, leave, beat, silent, observer, hang)  # type: ignore[attr-defined]
     threads = [
         threading.Thread(target=work, daemon=True, name=name)
         for name, work in (("heartbeat", heart.run), ("heartbeat-store", heart.watch_store))
@@ -66,10 +75,20 @@ class Heart:
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, size: int, leave: Callable[[str], None], beat: float, silent: float
+        self,
+        store: dist.Store,
+        rank: int,
+        size: int,
+        leave: Callable[[str], None],
+        beat: float,
+        silent: float,
+        observer: Observer | None = None,
+        hang: float = 0.0,
     ):
         self.store, self.rank, self.size = store, rank, size
         self.leave, self.beat, self.silent = leave, beat, silent
+        self.observer, self.judge = observer, Judge(size, hang)
+        self.standings: dict[int, Standing] = {}  # of the processes that tell how far they are, in the first one
         self.stop = threading.Event()
         self.seen: dict[int, tuple[bytes, float]] = {}  # process → its last sign, and when it was new here
         self.answers = 0  # of the store
@@ -81,12 +100,15 @@ class Heart:
         try:
             while not self.stop.wait(self.beat):
                 count += 1
-                self.store.set(self._key(self.rank), str(count))
+                self.store.set(self._key(self.rank), self._sign(count))
                 lost = self._lost()
                 self.answers += 1
                 if lost is not None:
                     self.store.set("lost", str(lost))
                     self.leave(self._message(lost))
+                    return
+                if (message := self._stuck()) is not None:
+                    self.leave(message)
                     return
             self.store.set(self._key(self.rank), END)
         except (RuntimeError, dist.DistError):  # the store is the first process's, and is gone with it
@@ -117,6 +139,39 @@ class Heart:
             elif sign != END.encode() and now - since > self.silent:
                 return other
         return None
+
+    def _sign(self, count: int) -> str:
+        """The count of heartbeats, and how far the process is where it tells."""
+        if self.observer is None:
+            return str(count)
+        standing = self.observer.look()
+        if self.rank == 0:
+            self.standings[0] = standing
+        return f"{count} {standing.encoded()}"
+
+    def _stuck(self) -> str | None:
+        """What to say if some process is stuck: the first process finds out, and says where all stand; those that are stuck say
+        how they came there."""
+        if self.observer is None:
+            return None
+        if self.rank:
+            if not self.store.check(["stuck"]):
+                return None
+            found = json.loads(self.store.get("stuck"))
+        else:
+            for rank, (sign, _) in self.seen.items():
+                _, _, standing = sign.partition(b" ")
+                if standing:
+                    self.standings[rank] = Standing(**json.loads(standing))
+            found = self.judge.stuck(self.standings)
+            if not found:
+                return None
+            self.store.set("stuck", json.dumps(found))
+            self.stop.wait(TAKEN * self.beat)  # the store ends with this process
+        parts = [report(self.standings, found)] if self.rank == 0 else []
+        if self.rank in found:
+            parts.append(f"luban: process {self.rank} of {self.size} is stuck here:\n{main_stack()}")
+        return "\n".join(parts) or f"luban: process {self.rank} of {self.size} ends, as process {found[0]} is stuck"
 
     def _message(self, lost: int) -> str:
         return (

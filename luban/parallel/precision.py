@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from luban.models.build import state_of
 from luban.nn.moe.layer import RouterLinear
+from luban.optim.base import Optimizer
+from luban.parallel.kept_sums import KeptSums
 
 COMPUTE = {
     "fp64": torch.float64,
@@ -43,7 +45,10 @@ class MixedPrecisionParams:
             _replace_parameters(model, dtype)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = {name: held[name] for name in self.working} if self.masters else self.working
-        self._sums: dict[str, Tensor] = {}
+        self._kept = KeptSums(borrows=True)
+
+    def keep_moments(self, optimizer: Optimizer) -> None:
+        """Where the optimizer's state is to be: where the optimizer makes it."""
 
     def begins(self) -> dict[str, int]:
         """Where shards begin: nothing is sharded."""
@@ -56,17 +61,13 @@ class MixedPrecisionParams:
     def accumulate(self) -> None:
         """Take the gradients of a micro-batch off the model and add them up in fp32."""
         named = {n: p.grad for n, p in self.working.items() if p.grad is not None}
-        known = [n for n in named if n in self._sums]
-        if known:
-            torch._foreach_add_([self._sums[n] for n in known], [named[n] for n in known])
-        for name, gradient in named.items():
-            if name not in self._sums:  # first reached by this micro-batch
-                self._sums[name] = gradient if gradient.dtype == torch.float64 else gradient.float()
+        self._kept.add(named)
         self._drop_gradients()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of every parameter that the step has reached: the sums, or those of its only backward as they are."""
-        return self._sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        """Of every parameter that the step has reached, in the model's order: the sums, or those of its only backward as they are."""
+        sums = self._kept.sums or {n: p.grad for n, p in self.working.items() if p.grad is not None}
+        return {name: sums[name] for name in self.working if name in sums}
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """The model's tensor behind every master."""
@@ -78,7 +79,7 @@ class MixedPrecisionParams:
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self._sums = {}
+        self._kept.clear()
         self._drop_gradients()
 
     def _drop_gradients(self) -> None:

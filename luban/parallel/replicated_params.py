@@ -55,7 +55,7 @@ class ReplicatedParams(MixedPrecisionParams):
     def gradients(self) -> dict[str, Tensor]:
         """Of every parameter that the step has reached."""
         self.accumulate()
-        sums = {**self._exchange.wait(), **self._sums}
+        sums = {**self._exchange.wait(), **self._kept.sums}
         return {name: sums[name] for name in self.working if name in sums}  # in all processes in the same order
 
     def clear(self) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from luban.models.build import state_of
 from luban.nn.init import cut
+from luban.optim.base import Optimizer
 from luban.parallel.shard import local_region
 
 
@@ -23,6 +25,7 @@ def shard_modules(
     zero: int,
     dtype: torch.dtype,
     apart: set[nn.Parameter] | None = None,
+    offloads: bool = False,
 ) -> None:
     """Divide the parameters below `root`, every block's as one group and the rest as another.
 
@@ -33,12 +36,16 @@ def shard_modules(
             until the last micro-batch of a step.
         dtype: of the matmuls; weights are kept, and gradients summed, in fp32 (fp64 for fp64).
         apart: parameters that are left as they are.
+        offloads: the shards, and the sums of their gradients, are in host memory, pinned for a GPU.
     """
+    pinned = mesh.device_type == "cuda"
+    away = CPUOffloadPolicy(pin_memory=pinned) if offloads else OffloadPolicy()
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
+    divide = partial(fully_shard, mesh=mesh, mp_policy=policy, offload_policy=away, ignored_params=apart)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=zero == 3, ignored_params=apart)
-    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=apart)
+        divide(block, reshard_after_forward=zero == 3)
+    divide(root, reshard_after_forward=False)
     for module in fsdp_modules(root):
         module.set_gradient_divide_factor(1.0)  # losses are divided by the targets of the whole step already
         module.set_force_sum_reduction_for_comms(True)
@@ -57,12 +64,24 @@ class ShardedParams:
         model: the model in it.
         zero: as `shard_modules` was given it.
         fixed: names of parameters and buffers that a run's checkpoints leave out: a frozen base's.
+        device: of buffers; None: where they are.
     """
 
     masters = False  # the shards are the fp32 weights; FSDP casts what it gathers
+    messages: DeviceMesh | None = None  # over which shards on the host are made whole; None: that which they know
 
-    def __init__(self, root: nn.Module, model: nn.Module, *, zero: int = 3, fixed: Collection[str] = frozenset()):
+    def __init__(
+        self,
+        root: nn.Module,
+        model: nn.Module,
+        *,
+        zero: int = 3,
+        fixed: Collection[str] = frozenset(),
+        device: torch.device | None = None,
+    ):
         self.model, self.fixed = model, fixed
+        if device is not None:
+            _place_buffers(root, device)
         self._groups, self.zero = fsdp_modules(root), zero
         for group in self._groups:  # shards of uneven size are moved into padded memory when they are first gathered
             group.unshard()
@@ -91,6 +110,9 @@ class ShardedParams:
         """Of every parameter that the step has reached."""
         self.accumulate()
         return self._sums
+
+    def keep_moments(self, optimizer: Optimizer) -> None:
+        """Where the optimizer's state is to be: beside the shards, where the optimizer makes it."""
 
     def begins(self) -> dict[str, int]:
         """The index along dimension 0 at which each shard begins."""
@@ -134,14 +156,11 @@ class ShardedParams:
     def whole(self, name: str, local: Tensor) -> Tensor:
         """A tensor of the model's or the optimizer's state, whole. Every process must call it."""
         if isinstance(local, DTensor) or name not in self.divided:
-            return _whole(local)
+            return _whole(local, self.messages)
         like = self.divided[name]
         if not isinstance(like, DTensor) or local.shape != like.to_local().shape or not local.dim():
             return local.detach()
-        made = DTensor.from_local(
-            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-        return _whole(made)
+        return _whole(_like(like, local, self.messages or like.device_mesh), self.messages)
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor of the optimizer's state, as a new tensor."""
@@ -152,9 +171,28 @@ class ShardedParams:
         return cut(whole, local, begins).clone()
 
 
+def _place_buffers(root: nn.Module, device: torch.device) -> None:
+    """Move buffers, which FSDP leaves where they are; what is shared stays shared."""
+    placed: dict[int, Tensor] = {}
+    for module in root.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = placed.setdefault(id(buffer), buffer.to(device))
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+def _like(like: DTensor, local: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A tensor divided as another is, this process's part of which goes to where the mesh sends messages from."""
+    return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def _whole(tensor: Tensor, messages: DeviceMesh | None) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    local, mesh = tensor.to_local(), messages or tensor.device_mesh
+    if local.device.type != mesh.device_type:
+        tensor = _like(tensor, local, mesh)
+    return tensor.full_tensor().detach()

@@ -1,7 +1,7 @@
 """A model cut into stages of a pipeline, without the model knowing of it.
 
 Every process runs the forward pass of the whole loss module, of which it holds its stages alone: the layers of a stack that
-lie before a stage are replaced by the hidden states that the process before sent, and the forward pass ends where the next
+lie before a stage are replaced by the hidden states that another process sent, and the forward pass ends where the next
 process goes on. Masks, positions and rotations follow from the batch, which every process reads.
 
 Stacks are numbered in the order in which they run: the encoder of an encoder–decoder is 0, its decoder 1.
@@ -9,7 +9,7 @@ Stacks are numbered in the order in which they run: the encoder of an encoder–
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,20 +26,11 @@ from luban.nn.position.base import PositionMethod
 from luban.parallel.channels import alike_groups
 from luban.parallel.gradients import Shared
 from luban.parallel.world import World
-
-
-@dataclass(frozen=True)
-class StackPart:
-    """What a stage has of one stack."""
-
-    layers: tuple[int, ...]
-    first: bool  # the stack begins here
-    last: bool  # the stack ends here
-    finished: bool  # in an earlier stage
+from luban.planner.pipeline.routes import Routes, StackPart, stage_parts
 
 
 class StageEnd(Exception):
-    """Ends a stage's forward pass; `hidden`: stack → what the next stage needs of it."""
+    """Ends a stage's forward pass; `hidden`: stack → its states, of those that have begun."""
 
     def __init__(self, hidden: dict[int, Tensor]):
         super().__init__()
@@ -48,15 +39,11 @@ class StageEnd(Exception):
 
 @dataclass
 class Boundary:
-    """What goes into the stage that is running, and which stage that is.
+    """What goes into the stage that is running, and which stage that is."""
 
-    Args:
-        parts: of each stage, its part of each stack.
-    """
-
-    parts: list[list[StackPart]]
+    routes: Routes
     stage: int = 0
-    received: Mapping[int, Tensor] = field(default_factory=dict)  # stack → hidden states from the stage before
+    received: Mapping[int, Tensor] = field(default_factory=dict)  # stack → hidden states from another stage
     finished: dict[int, Tensor] = field(default_factory=dict)  # stack → its output, of those that have ended
 
     def begin(self, stage: int, received: Mapping[int, Tensor]) -> None:
@@ -65,29 +52,7 @@ class Boundary:
 
     def part(self, stack: int) -> StackPart:
         """The running stage's part of a stack."""
-        return self.parts[self.stage][stack]
-
-    def crossing(self, stage: int) -> list[int]:
-        """The stacks of which something goes from a stage to the next: those that have begun."""
-        return [k for k, part in enumerate(self.parts[stage]) if part.finished or part.layers]
-
-
-def stage_parts(depths: list[int], runs: Sequence[tuple[int, int]]) -> list[list[StackPart]]:
-    """The parts of each stage.
-
-    Args:
-        depths: layers of each stack.
-        runs: first layer of each stage and the one past its last, of all stacks' layers one after another.
-    """
-    found = []
-    for begin, end in runs:
-        parts, before = [], 0
-        for depth in depths:
-            layers = tuple(range(max(begin - before, 0), min(max(end - before, 0), depth)))
-            parts.append(StackPart(layers, 0 in layers, depth - 1 in layers, begin >= before + depth))
-            before += depth
-        found.append(parts)
-    return found
+        return self.routes.parts[self.stage][stack]
 
 
 def cut_stages(model: Model, plan: ParallelPlan, process: int) -> Boundary:
@@ -99,8 +64,9 @@ def cut_stages(model: Model, plan: ParallelPlan, process: int) -> Boundary:
     stacks = stacks_of(model)
     depths = [len(stack.block_of) for stack in stacks]
     check_stages(plan, sum(depths))
-    boundary = Boundary(stage_parts(depths, plan.stage_runs(sum(depths))))
-    mine = [boundary.parts[stage] for stage in range(process, plan.stages, plan.pipeline)]
+    parts_of = stage_parts(depths, plan.stage_runs(sum(depths)))
+    boundary = Boundary(Routes(parts_of, plan.pipeline))
+    mine = [parts_of[stage] for stage in range(process, plan.stages, plan.pipeline)]
     for k, stack in enumerate(stacks):
         parts = [stage[k] for stage in mine]
         layers = [layer for part in parts for layer in part.layers]
@@ -195,11 +161,11 @@ def _run_in_stages(stack: TransformerStack, number: int, boundary: Boundary, wid
 
 
 def run_stage(function: Any, *args: Any) -> Any:
-    """`function(*args)`, or a tuple of what the next stage needs, stack by stack."""
+    """`function(*args)`, or stack → hidden states where another stage goes on."""
     try:
         return function(*args)
     except StageEnd as end:
-        return tuple(end.hidden[k] for k in sorted(end.hidden))
+        return end.hidden
 
 
 def shared_by_stages(parameters: Mapping[str, Tensor], world: World) -> dict[str, Shared]:
@@ -232,6 +198,7 @@ def shared_by_stages(parameters: Mapping[str, Tensor], world: World) -> dict[str
     }
 
 
-def leaves(hidden: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Hidden states as a stage begins with them: of gradients that go back to the stage before."""
-    return {k: x.requires_grad_() for k, x in hidden.items() if torch.is_floating_point(x)}
+def leaf(hidden: Tensor) -> Tensor:
+    """Hidden states as a stage begins with them: of gradients that go back to where they came from."""
+    x = hidden.detach()
+    return x.requires_grad_() if torch.is_floating_point(x) else x

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from luban.nn.init import FindRegion, Region
@@ -56,6 +57,7 @@ class WholeWeights(ShardedParams):
         zero: 2 sends the gradients of every micro-batch; 1 keeps them whole, in fp32, until the last of a step.
         dtype: of the matmuls.
         fixed: as of `ShardedParams`. apart: names of parameters that are left as they are.
+        device: of the model's new parameters; None: that of those it has.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class WholeWeights(ShardedParams):
         dtype: torch.dtype,
         fixed: Collection[str] = frozenset(),
         apart: Collection[str] = frozenset(),
+        device: torch.device | None = None,
     ):
         assert world.sharing is not None
         self.model, self.fixed, self.zero = model, fixed, zero
@@ -75,22 +78,20 @@ class WholeWeights(ShardedParams):
         self.rank, self.size = dist.get_rank(self.group), self.group.size()
         held = dict(model.named_parameters())
         self._storages: dict[str, Tensor] = {}
-        self._replace(held, dtype, apart)
+        self._replace(held, dtype, apart, device)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters, self.divided, self._copies = {}, {}, {}
         for name, working in self.working.items():
             if name in apart:
-                self.divided[name], self.parameters[name] = working, nn.Parameter(working.detach(), requires_grad=False)
+                self.parameters[name] = self._master(held[name].detach(), working.detach())
+                self.divided[name] = working if device is None else self.parameters[name]
                 continue
             begin, end = rows_of(working.shape[0], self.rank, self.size)
             mine = self._storages[name][begin:end]
-            master = mine if held[name].dtype == dtype else held[name].detach()[begin:end].clone()
-            self.parameters[name] = nn.Parameter(master, requires_grad=False)
-            if master is not mine:
-                self._copies[self.parameters[name]] = mine
+            self.parameters[name] = self._master(held[name].detach()[begin:end], mine)
             self.divided[name] = DTensor.from_local(
                 self.parameters[name].detach(),
-                world.sharing["shard"],
+                self._mesh(world),
                 [Shard(0)],
                 run_check=False,
                 shape=working.shape,
@@ -109,24 +110,46 @@ class WholeWeights(ShardedParams):
         self._arriving: dict[str, list[Any]] = {}  # first name of a group → messages that its weights come by
         self.refresh()
 
+    def _mesh(self, world: World) -> DeviceMesh:
+        """The processes that have the other rows, by where this process keeps its own."""
+        assert world.sharing is not None
+        return world.sharing["shard"]
+
+    def _master(self, held: Tensor, mine: Tensor) -> nn.Parameter:
+        """What the optimizer updates.
+
+        Args:
+            held: this process's rows of the initialised weights.
+            mine: of the model's.
+        """
+        if held.dtype == mine.dtype:
+            return nn.Parameter(mine, requires_grad=False)
+        master = nn.Parameter(held.clone(), requires_grad=False)
+        self._copies[master] = mine
+        return master
+
     @torch.no_grad()
-    def _replace(self, held: dict[str, nn.Parameter], dtype: torch.dtype, apart: Collection[str]) -> None:
+    def _replace(
+        self, held: dict[str, nn.Parameter], dtype: torch.dtype, apart: Collection[str], device: torch.device | None
+    ) -> None:
         """Give the model parameters in `dtype`, those that are trained with memory behind their last row."""
         names, made = {id(parameter): name for name, parameter in held.items()}, {}
         for module in self.model.modules():
             for attribute, parameter in list(module.named_parameters(recurse=False)):
                 name = names[id(parameter)]
-                if name in apart:
+                if name in apart and device is None:
                     continue
-                if name not in made:
-                    made[name] = self._widened(name, parameter, dtype)
+                if name in apart:
+                    made[name] = nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
+                elif name not in made:
+                    made[name] = self._widened(name, parameter, dtype, device or parameter.device)
                 setattr(module, attribute, made[name])
 
-    def _widened(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    def _widened(self, name: str, parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
         if not parameter.requires_grad:
-            return nn.Parameter(parameter.to(dtype), requires_grad=False)
+            return nn.Parameter(parameter.detach().to(device, dtype), requires_grad=False)
         rows = -(-parameter.shape[0] // self.size) * self.size
-        storage = parameter.new_zeros(rows, *parameter.shape[1:], dtype=dtype)
+        storage = parameter.new_zeros(rows, *parameter.shape[1:], dtype=dtype, device=device)
         self._storages[name] = storage
         found = nn.Parameter(storage[: parameter.shape[0]])
         found.data.copy_(parameter)
@@ -187,9 +210,8 @@ class WholeWeights(ShardedParams):
     @torch.no_grad()
     def gather(self) -> None:
         """Begin to gather weights that have changed; who uses them waits by `ready` and `ready_outside`."""
-        groups = [*self._outside, *self._inside.values()]
-        self._wait(groups)
-        for names in groups:
+        self.wait()
+        for names in (*self._outside, *self._inside.values()):
             parts = []
             for name in names:
                 storage, each = self._storages[name], self._storages[name].shape[0] // self.size
@@ -214,6 +236,10 @@ class WholeWeights(ShardedParams):
         """Wait for the weights that are in no block."""
         self._wait(self._outside)
 
+    def wait(self) -> None:
+        """Wait for all weights."""
+        self._wait([*self._outside, *self._inside.values()])
+
     def _wait(self, groups: Iterable[Sequence[str]]) -> None:
         for names in groups:
             for work in self._arriving.pop(names[0], ()) if names else ():
@@ -222,7 +248,7 @@ class WholeWeights(ShardedParams):
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy what was set to the whole weights."""
-        for master, mine in self._copies.items():
+        for master, mine in self.copies().items():
             mine.copy_(master)
         self.gather()
-        self._wait([*self._outside, *self._inside.values()])
+        self.wait()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from luban.core.units import bytes_
 from luban.planner.memory import FP32, MemoryPrediction, gathered_elements
+from luban.planner.offload import LAYERS_HERE, HostMemory, host_memory
 from luban.planner.pipeline.pipedream import staleness
 from luban.planner.pipeline.stash import peak_stash
 from luban.planner.pipeline.tables import table_of
@@ -21,9 +22,14 @@ GATHERED = 2  # layers whose weights FSDP has gathered at once: one in use, the 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A step's cost over the processes of a plan."""
+    """A step's cost over the processes of a plan.
+
+    Args:
+        offloads: fp32 weights and optimizer state aren't on the device, and gradients leave it layer by layer.
+    """
 
     spread: Spread
+    offloads: bool = False
 
     @property
     def schedule(self) -> Timeline | None:
@@ -56,18 +62,32 @@ class Distribution:
             layers = max(len(graph.layers()) // plan.pipeline, 1)
             wide, alone = max(FP32, graph.itemsize), apart * whole_count
             inside = self.spread.in_layers(process) - alone
-            gathered = count - alone - (inside if plan.zero == 3 else 0)  # what lies in no layer stays so
-            gathered += min(GATHERED / layers, 1.0) * inside if plan.zero == 3 else 0
+            gathered = count - alone - (inside if plan.zero_stage == 3 else 0)  # what lies in no layer stays so
+            gathered += min(GATHERED / layers, 1.0) * inside if plan.zero_stage == 3 else 0
             mine = (
                 0 if plan.keeps_weights and graph.itemsize == wide else (count - alone) / shards
             )  # else rows of the whole
             parameters = wide * (mine + alone) + graph.itemsize * gathered
-            gradients = gradients if plan.zero == 1 else ((held - apart) / shards + apart) * whole.gradients
+            gradients = gradients if plan.zero_stage == 1 else ((held - apart) / shards + apart) * whole.gradients
+            if self.offloads:
+                # a layer's fp32 shard comes to the device to be gathered
+                coming = 0 if plan.keeps_weights else min(GATHERED / layers, 1.0) * inside / shards
+                parameters = wide * (coming + alone) + graph.itemsize * gathered
+        if plan.offload_weights != "none":
+            inside = self.spread.in_layers(process)
+            layers = max(len(graph.layers()) // plan.pipeline, 1)
+            parameters = graph.itemsize * (count - inside + min(LAYERS_HERE / layers, 1.0) * inside)
+        if self.offloads:  # a layer's gradients are whole until they leave
+            gradients = whole.gradients / plan.tensor
+            if plan.shard > 1 and plan.zero_stage == 1 and self.spread.pieces > 1:  # until the last micro-batch all are
+                gradients += max(FP32, graph.itemsize) * count * bool(whole.gradients)
         stash, stages = 1, 1.0
         if plan.pipeline > 1:  # every stash is of one of the process's stages
             stash, stages = peak_stash(plan, self.spread.pieces)[process], max(self._stage_shares(process))
-            if plan.schedule == "pipedream":  # and has the weights that its micro-batch met
-                parameters += stash * count * graph.itemsize
+            if (
+                plan.schedule == "pipedream"
+            ):  # and has the weights that its micro-batch met, of which one are the newest
+                parameters += (stash - 1) * count * graph.itemsize
         parts = plan.tensor * plan.context
         activations = whole.activations / parts
         if plan.remat == "none" and whole.activations:
@@ -82,6 +102,31 @@ class Distribution:
             activations=int(activations * stash * stages),
             transient=int(whole.transient / parts),
         )
+
+    def host(self, *, trained: float = 1.0, gpu: bool = True) -> HostMemory:
+        """What offloading takes outside of the device, of the process that needs most.
+
+        Args:
+            trained: share of the parameters that are trained.
+            gpu: as of `host_memory`.
+        """
+        plan, spread, found = self.spread.plan, self.spread, []
+        shards = plan.shard * plan.context if plan.shard > 1 else 1
+        layers = max(len(spread.graph.layers()) // plan.pipeline, 1)
+        for process in range(plan.pipeline):
+            count, alone = spread.parameters(process), sum(spread.apart(process))
+            inside = spread.in_layers(process)
+            host = host_memory(
+                plan,
+                int(trained * ((count - alone) / shards + alone)),
+                inside=int(trained * inside),
+                layer=int(trained * inside / layers),
+                itemsize=spread.graph.itemsize,
+                pieces=spread.pieces,
+                gpu=gpu,
+            )
+            found.append(host)
+        return max(found, key=lambda host: host.total + host.disk)
 
     def _stage_shares(self, process: int) -> list[float]:
         """The share of all layers that each stage of a process has."""
@@ -108,7 +153,9 @@ class Distribution:
         plan = self.spread.plan
         sizes: Mapping[str, int] = {axis: getattr(plan, axis) for axis in AXES_SHOWN}
         axes = " × ".join(
-            f"{axis} {size}{f' (ZeRO {plan.zero})' * (axis == 'shard')}" for axis, size in sizes.items() if size > 1
+            f"{axis} {size}{f' (ZeRO {plan.zero_stage})' * (axis == 'shard')}"
+            for axis, size in sizes.items()
+            if size > 1
         )
         return f"{plan.processes} processes: {axes}" + f", experts divided among {plan.expert}" * (plan.expert > 1)
 

@@ -37,6 +37,7 @@ from luban.core.opgraph import Op, OpGraph
 from luban.core.plan import SCHEDULES, Remat
 from luban.core.units import bytes_
 from luban.kernels.limits import CHUNK_ELEMENTS, LARGEST_SQUARE, LOGIT_BYTES, query_chunk
+from luban.planner.offload import HostMemory
 from luban.planner.remat.chain import Chain, Schedule
 from luban.planner.remat.schedules import nearest_schedule, schedule_of
 
@@ -66,6 +67,7 @@ class StepSettings:
         False  # fp32 weights and optimizer state aren't on the device, and gradients leave it layer by layer
     )
     host_parameters: int = 0  # with `offloads`: those whose half-precision weights stay on the host, too
+    layers_here: int = 0  # with `offloads`: how many layers have their half-precision weights on the device (0: all)
     update_bytes: int = 0  # allocated by the optimizer during its update
 
 
@@ -83,6 +85,15 @@ class MemoryPrediction:
     def total(self) -> int:
         """Sum of all categories."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+    def beside(self, host: HostMemory) -> MemoryPrediction:
+        """With what offloading takes of the host's memory, where the device has no other."""
+        return replace(
+            self,
+            parameters=self.parameters + host.weights,
+            optimizer=self.optimizer + host.state,
+            gradients=self.gradients + host.gradients,
+        )
 
     def __str__(self) -> str:
         parts = ", ".join(f"{field.name} {bytes_(getattr(self, field.name))}" for field in fields(self))
@@ -117,8 +128,11 @@ def predict_memory(graph: OpGraph, settings: StepSettings, traced: TracedMemory 
     else:
         n_gradients = n
     frozen = 0 if settings.trained is None else graph.parameters
+    elsewhere = settings.host_parameters
+    if settings.layers_here and not frozen:
+        elsewhere = sum(sorted(layer.parameters for layer in graph.layers().values())[: -settings.layers_here])
     fixed = {
-        "parameters": itemsize * (frozen + n - settings.host_parameters) + masters,
+        "parameters": itemsize * (frozen + n - elsewhere) + masters,
         "optimizer": 0 if settings.offloads else settings.optimizer_bytes,
     }
     if traced is None:

@@ -9,6 +9,7 @@ from luban.core.units import bytes_, count, milliseconds, seconds
 from luban.planner.accelerators import Machine
 from luban.planner.distribution import Distribution
 from luban.planner.memory import MemoryPrediction
+from luban.planner.offload import HostMemory
 from luban.planner.step_time import StepTime
 
 # memory torch.compile leaves allocated; measured 150–350 MB (torch 2.13, one graph)
@@ -39,6 +40,7 @@ class Prediction:
     caveats: tuple[str, ...] = ()  # why the predictions may be wrong
     distribution: Distribution | None = None  # over several processes; None: one
     trained: int | None = None  # parameters of adapters and modules trained with them; None: all are trained
+    host: HostMemory | None = None  # of offloaded training state; None: there is none
 
     def over(self, distribution: Distribution) -> Prediction:
         """This prediction for the processes of a plan, from that of one process with the whole model and the rows of one
@@ -55,6 +57,10 @@ class Prediction:
             distribution=distribution,
             caveats=(*self.caveats, "the time of messages between processes isn't counted"),
         )
+
+    def offloaded(self, host: HostMemory) -> Prediction:
+        """This prediction with what offloading takes outside of the device; on a CPU that is the same memory."""
+        return replace(self, host=host, memory=self.memory.beside(host) if self.on_cpu else self.memory)
 
     @property
     def seconds(self) -> float:
@@ -102,6 +108,8 @@ class Prediction:
         }
         if self.distribution is not None:
             found["predicted_messages"] = [asdict(row) for row in self.distribution.traffic()]
+        if self.host is not None:
+            found |= {"predicted_host_bytes": self.host.total, "predicted_disk_bytes": self.host.disk}
         if self.caveats:
             found["prediction_caveats"] = list(self.caveats)
         if peak and row:  # of all accelerators together
@@ -135,6 +143,7 @@ class Prediction:
             f"        parameters {bytes_(memory.parameters)}, optimizer {bytes_(memory.optimizer)}, gradients "
             f"{bytes_(memory.gradients)}, activations {bytes_(memory.activations)}, transient "
             f"{bytes_(memory.transient)}",
+            *([] if self.host is None else [f"host    {self.host}"]),
             f"step    {milliseconds(self.step.total)}: {self.step}",
             f"speed   {count(self.tokens_per_step / self.step.total)} tokens/s, "
             f"{self.model_flops / self.step.total / 1e12:.3g} model TFLOP/s{mfu}",

@@ -14,6 +14,7 @@ from math import ceil
 
 from luban.core.opgraph import Op, OpGraph
 from luban.core.plan import ParallelPlan
+from luban.planner.pipeline.routes import Routes, stage_parts
 
 DIVIDED = frozenset({"q", "k", "v", "o", "gate", "up", "down", "lm_head"})  # roles that the axis tensor divides
 STATISTICS = (
@@ -114,15 +115,15 @@ class Spread:
         sharded = plan.shard > 1
         shards, copies = (plan.shard * plan.context, plan.replicate) if sharded else (1, plan.replicate * plan.context)
         updates = plan.pipeline > 1 and plan.schedule == "pipedream"  # by every micro-batch
-        reductions = self.pieces if updates or (sharded and (plan.zero > 1 or plan.pipeline > 1)) else 1
+        reductions = self.pieces if updates or (sharded and (plan.zero_stage > 1 or plan.pipeline > 1)) else 1
         if sharded:
             again = (
-                self.in_layers(process) - experts - routers if plan.zero == 3 else 0
+                self.in_layers(process) - experts - routers if plan.zero_stage == 3 else 0
             )  # the rest stays gathered in between
             weights = (1 if plan.keeps_weights else self.pieces) * _part((count + again) * self.weight_bytes, shards)
             yield Traffic(axis="shard", collective="all-gather", what="weights", bytes=weights)
             # weights that stay whole have gradients that are sent as they are; summed over micro-batches they are wider
-            narrow = plan.keeps_weights and (plan.zero == 2 or self.pieces == 1)
+            narrow = plan.keeps_weights and (plan.zero_stage == 2 or self.pieces == 1)
             summed = reductions * _part(count * self.weight_bytes if narrow else gradient, shards)
             collective = "all-to-all" if plan.keeps_weights else "reduce-scatter"
             yield Traffic(axis="shard", collective=collective, what="gradients", bytes=summed)
@@ -193,15 +194,28 @@ class Spread:
         yield Traffic(axis="context", collective="send", what="keys and values", bytes=self.pieces * sent)
 
     def _pipeline(self, process: int) -> Iterable[Traffic]:
-        """Hidden states to the next stage and gradients to the one before."""
+        """Hidden states to other stages and gradients back."""
         plan = self.plan
-        mine = range(process, plan.stages, plan.pipeline)
-        messages = sum((stage + 1 < plan.stages) + (stage > 0) for stage in mine)
-        size = self._states() // plan.tensor // plan.context
-        count = self.pieces * messages
-        yield Traffic(
-            axis="pipeline", collective="send", what="hidden states and gradients", bytes=count * size, count=count
-        )
+        sizes: dict[str, tuple[int, int]] = {}  # stack → its layers, and bytes of its hidden states
+        for name, layer in self.graph.layers().items():
+            stack = name.rpartition(".")[0]
+            depth, _ = sizes.get(stack, (0, 0))
+            sizes[stack] = depth + 1, self.weight_bytes * layer.ops[-1].output.elements
+        depths = [depth for depth, _ in sizes.values()]
+        routes = Routes(stage_parts(depths, plan.stage_runs(sum(depths))), plan.pipeline)
+        found = {
+            "hidden states and gradients": [0, 0],
+            "encoder states and gradients, to and from their readers": [0, 0],
+        }
+        between, straight = found.values()
+        for stack, source, target in routes.messages:
+            ended = routes.parts[target][stack].finished  # so that its tokens are joined
+            size = [*sizes.values()][stack][1] // plan.context // (1 if ended else plan.tensor)
+            count = self.pieces * sum(stage % plan.pipeline == process for stage in (source, target))
+            row = straight if ended else between
+            row[0], row[1] = row[0] + count * size, row[1] + count
+        for what, (sent, count) in found.items():
+            yield Traffic(axis="pipeline", collective="send", what=what, bytes=sent, count=count)
 
         if self._tied() and (process == 0 or self._is_last(process)):  # which alone have it
             table = self._tied() // plan.tensor * self.gradient_bytes

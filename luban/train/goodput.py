@@ -29,6 +29,7 @@ class Goodput:
     def __init__(self, doing: str = "idle", clock: Callable[[], float] = time.monotonic):
         self.clock = clock
         self.doing = doing
+        self.step: int | None = None  # the last that has finished since this was made
         self.began = self.since = clock()  # `since`: the last change of what it does, a sign of progress
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._steps: deque[tuple[int, dict[str, float]]] = deque(maxlen=KEPT)

@@ -188,7 +188,7 @@ class Loop:
         if not result.targets:
             warn(NO_TARGET)
         self.agreed_stop = result.stop
-        self.synchronized += 1
+        self.synchronized = self.goodput.step = self.synchronized + 1
         self._count(result)
         now = self.clock()
         if not self.step_seconds:

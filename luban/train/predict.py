@@ -31,7 +31,7 @@ from luban.parallel.precision import COMPUTE
 from luban.planner.distribution import Distribution
 from luban.planner.fitting import BatchPlan, Fitting
 from luban.planner.memory import MemoryPrediction, StepSettings, computed_again, predict_memory
-from luban.planner.offload import efficiency, state_intensity
+from luban.planner.offload import LAYERS_HERE, HostMemory, efficiency, state_intensity
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import Rates, StepTime, predict_step, update_time
 from luban.planner.traffic import Spread
@@ -77,7 +77,8 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
             update_seconds=update_time(graph, settings, rates, micro_batches=train.accumulate, flops=flops),
             measured_seconds=train.accumulate * trace_time(recipe, spec, rows) * _with_schedule(graph, settings),
         )
-    return Prediction(
+    distribution = _distribution(recipe, graph)
+    prediction = Prediction(
         parameters=graph.parameters,
         active_parameters=graph.active_parameters,
         memory=memory,
@@ -94,7 +95,8 @@ def predict(recipe: Recipe, spec: ModelSpec, device: torch.device, sample: Calla
         compiled=compiled,
         trained=settings.trained,
         caveats=(*_caveats(spec, device, compiled, busy), *_offload_caveat(recipe, rates)),
-    ).over(_distribution(recipe, graph))
+    ).over(distribution)
+    return prediction if recipe.plan.offload == "none" else prediction.offloaded(_host(distribution, settings, device))
 
 
 def _offload_caveat(recipe: Recipe, rates: Rates) -> Iterator[str]:
@@ -118,7 +120,15 @@ def _with_schedule(graph: OpGraph, settings: StepSettings) -> float:
 def _distribution(recipe: Recipe, graph: OpGraph) -> Distribution:
     """The plan's processes; `recipe` is that of one of them, `graph` of its micro-batches."""
     gradients = max(graph.itemsize, 4)
-    return Distribution(Spread(graph, recipe.plan, recipe.train.accumulate, graph.itemsize, gradients))
+    spread = Spread(graph, recipe.plan, recipe.train.accumulate, graph.itemsize, gradients)
+    return Distribution(spread, offloads=recipe.plan.offload != "none")
+
+
+def _host(distribution: Distribution, settings: StepSettings, device: torch.device) -> HostMemory:
+    """What offloading takes outside of the device."""
+    whole = distribution.spread.graph.parameters
+    trained = 1.0 if settings.trained is None else settings.trained / whole
+    return distribution.host(trained=trained, gpu=device.type == "cuda")
 
 
 def _of_one_process(recipe: Recipe) -> Recipe:
@@ -144,7 +154,11 @@ def require_memory(
         train = replace(recipe.train, batch_size=plan.batch_size, accumulate=plan.accumulate)
         changed = replace(recipe, train=train, plan=replace(recipe.plan, remat=plan.remat))
         whole = _memory(changed, spec, device, sample)
-        return _distribution(changed, _micro_batch(changed, spec, sample(1))).memory(whole).total
+        distribution = _distribution(changed, _micro_batch(changed, spec, sample(1)))
+        memory = distribution.memory(whole)
+        if device.type == "cpu" and changed.plan.offload != "none":
+            memory = memory.beside(_host(distribution, step_settings(changed, spec, device), device))
+        return memory.total
 
     plan = BatchPlan(recipe.train.batch_size, recipe.train.accumulate, recipe.plan.remat)
     remedies = "; ".join(Fitting(plan, memory, prediction.available_bytes).remedies())
@@ -173,10 +187,11 @@ def step_settings(recipe: Recipe, spec: ModelSpec, device: torch.device) -> Step
         remat=recipe.plan.remat,
         remat_budget=recipe.plan.remat_budget,
         remat_layer=recipe.plan.remat_layer,
-        offloads=on_gpu and recipe.plan.offload != "none",
+        offloads=recipe.plan.offload != "none",
         host_parameters=sum(math.prod(shapes[name]) for name in hidden_matrices(roles) if name in shapes)
         if on_gpu and recipe.plan.offload_tiles
         else 0,
+        layers_here=LAYERS_HERE if recipe.plan.offload_weights != "none" else 0,
         gpu_kernels=on_gpu,
         saves_activation=not recomputed,
         activation_in_matmul=recomputed and _fuses_activation(train.precision, spec),

@@ -78,6 +78,9 @@ class TrainConfig:
     embedding_gradient: float = 1.0
     clip: float = 1.0  # maximum global gradient norm (0: no clipping)
     max_bad_steps: Operational[int] = 10  # steps with a NaN or infinite loss or gradient (skipped) before the run stops
+    # of several processes: seconds in which none gets on, after which the run ends and names the one that is stuck (0: never). Pauses
+    # of ten times the longest before are waited for, and so are compiling and checkpoints
+    hang_seconds: Operational[float] = 60.0
     log_every: Operational[int] = 10  # steps between rows of metrics.jsonl
     tensorboard: Operational[bool] = False  # also write RUN/tensorboard
     profile: Operational[int] = 0  # steps to trace, after the first 3, into RUN/profile (0: none)
@@ -99,8 +102,8 @@ class TrainConfig:
             raise ValueError(f"epochs must be at least 0, {self.epochs} given")
         if not 0 < self.embedding_gradient <= 1:
             raise ValueError(f"embedding_gradient must lie in (0, 1], {self.embedding_gradient} given")
-        if min(self.budget_seconds, self.clip, self.profile, self.neftune) < 0:
-            raise ValueError("budget_seconds, clip, profile and neftune must be at least 0")
+        if min(self.budget_seconds, self.clip, self.profile, self.neftune, self.hang_seconds) < 0:
+            raise ValueError("budget_seconds, clip, profile, neftune and hang_seconds must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

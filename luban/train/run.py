@@ -41,6 +41,7 @@ from luban.parallel.memory_limits import is_out_of_memory
 from luban.parallel.plan_checks import check_plan, check_run
 from luban.parallel.world import World, described_loss, is_lost_connection, process_count
 from luban.train.conflict import GradientConflict
+from luban.train.goodput import Goodput
 from luban.train.loop import Loop, TrainerComponents
 from luban.train.metrics_logger import require_tensorboard
 from luban.train.predict import Prediction, predict, require_memory
@@ -78,8 +79,9 @@ def train(
     world = World.join(
         recipe.plan, device, {"code": code_version(), "recipe": data_sha256(split_config(recipe)[0])[:12]}
     )
-    with watched(world.store, world.rank, world.size):
-        return _train(opened, out, world, task=task, name=name, clock=clock, make=components or assemble)
+    goodput, make = Goodput(clock=clock), components or assemble
+    with watched(world.store, world.rank, world.size, activity=goodput, hang=recipe.train.hang_seconds):
+        return _train(opened, out, world, task=task, name=name, clock=clock, goodput=goodput, make=make)
 
 
 def _train(
@@ -90,6 +92,7 @@ def _train(
     task: str,
     name: str,
     clock: Callable[[], float],
+    goodput: Goodput,
     make: Callable[..., TrainerComponents],
 ) -> Path:
     """`train`, once the processes have met."""
@@ -108,7 +111,7 @@ def _train(
         resume(art, recipe, parts.state, start)
         say(prediction.summary())
         try:
-            Loop(art, parts, clock).run()
+            Loop(art, parts, clock, goodput).run()
         except (RuntimeError, MemoryError) as error:
             if world.size > 1 and is_lost_connection(error):
                 raise TrainingError(f"another process of this run {described_loss(error)}") from error

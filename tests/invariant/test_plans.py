@@ -7,8 +7,6 @@ from the state that another plan left.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,19 +17,15 @@ import torch
 import torch.distributed as dist
 import warm
 from drawn import SEED as DRAW
-from spread import NAMES, PROCESSES, ROWS, ZOO, engine, join, joined, train
+from spread import NAMES, PROCESSES, ROWS, ZOO, engine, join, joined, through_disk, train
 
-from luban.checkpoint.checkpoint import Checkpoint
-from luban.checkpoint.reader import CheckpointReader
-from luban.checkpoint.saver import CheckpointSaver
 from luban.core.errors import ConfigError
 from luban.core.plan import ParallelPlan
 from luban.data.batch import Batch
-from luban.models.spec import spec_to_dict
 from luban.optim.muon import Muon
 from luban.optim.schedule_free import ScheduleFree
 from luban.parallel import apply as parallel_apply
-from luban.parallel.engine import HeldOut, TrainEngine
+from luban.parallel.engine import HeldOut
 from luban.parallel.plan_checks import check_plan
 from luban.parallel.tensor import OverlappedTokens
 from luban.parallel.world import World
@@ -121,29 +115,6 @@ def references(names: list[str], rank: int, steps: int) -> dict[str, Reference]:
     found: list[dict[str, Reference]] = [{}] * PROCESSES
     dist.all_gather_object(found, mine)
     return {name: one for part in found for name, one in part.items()}
-
-
-def through_disk(first: TrainEngine, second: TrainEngine, name: str) -> None:
-    """Save under one plan, every process its part, and go on under another from what was saved."""
-    found = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
-    dist.broadcast_object_list(found)
-    path, several = Path(found[0], "checkpoint"), first.world.size > 1
-    if several or dist.get_rank() == 0:
-        saver = CheckpointSaver(first.world.host_group())
-        saved = saver.save(path, Checkpoint(spec=spec_to_dict(ZOO[name].spec), **first.held()))
-        for parameter in first.params.parameters.values():
-            parameter.data.fill_(float("nan"))  # training has gone on: what is written is a copy
-        saved.result()
-        saver.close()
-    dist.barrier()
-    reader = CheckpointReader.open(path)
-    reader.verify(dist.get_rank(), PROCESSES)
-    second.take_up(reader)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        sizes = [file.stat().st_size for file in path.glob("model*.safetensors")]
-        assert max(sizes) < 0.75 * sum(sizes) if several else len(sizes) == 1
-        shutil.rmtree(found[0])
 
 
 def compare(right: Reference, steps: int, name: str, plan: dict, other: dict) -> dict[str, float]:

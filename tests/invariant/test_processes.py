@@ -159,7 +159,11 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         ),
         ((*PIPELINE, "--plan.schedule", "zero_bubble", "--plan.remat", "full"), "does not go with plan.remat"),
         (("--nproc", "2", "--plan.shard", "2", "--optim.type", "adamw", *BF16), "train.weights bf16 does not go with"),
-        (("--nproc", "2", "--plan.zero", "2"), "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
+        (
+            ("--nproc", "2", "--plan.replicate", "2", "--plan.zero", "2"),
+            "plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2",
+        ),
+        (("--nproc", "2", "--plan.tensor", "2", "--plan.zero", "2"), "none is left for it of 2 in all: start 4"),
         (("--nproc", "3", "--plan.context", "3"), "multiple of 6, such as --train.seq_len 30"),
     ):
         for only in [()] + [("--dry-run",)] * (
@@ -168,6 +172,19 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
             with pytest.raises(UsageError, match=message):
                 pretrain.run([*command, *words, *only])
     assert not list(tmp_path.iterdir())
+
+
+def test_zero_alone_divides_the_training_state(shards, recipe, tmp_path, capsys):
+    """It needs no number of shards beside that of processes; replicas are what comes of no wish."""
+    for words, told in (
+        (("--plan.zero", "3"), "shard 2 (ZeRO 3)"),
+        (("--plan.zero", "1"), "shard 2 (ZeRO 1)"),
+        ((), "replicate 2"),
+    ):
+        pretrain.run(
+            [str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "r"), "--nproc", "2", *words, "--dry-run"]
+        )
+        assert f"2 processes: {told}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -270,6 +287,37 @@ def test_a_process_that_hangs_is_named_and_the_last_checkpoint_goes_on(luban, st
     done = checkpoints.steps()[-1]
     code, err = luban(*command, "--train.steps", done + 2, "--validation.every", "0")
     assert code == 0 and f"resuming after step {done}" in err, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["pipeline", "shard"])
+def test_a_process_in_an_endless_loop_is_named_with_where_it_stands(start, shards, recipe, tmp_path, plan):
+    """Behind a step that all finished, before the collectives of the next one."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from luban.train.loop import Loop\n"
+        "    whole = Loop._submit\n"
+        "    def endless(self, stop):\n"
+        "        while self.state.progress.step == 12:\n"
+        "            pass\n"
+        "        return whole(self, stop)\n"
+        "    Loop._submit = endless\n"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join([str(hook), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = ("pretrain", recipe, "--data.path", shards, "--out", tmp_path / "run", "--nproc", "2")
+    words = ("--train.hang_seconds", "3", f"--plan.{plan}", "2", "--validation.every", "0")
+    began = time.monotonic()
+    process = start(*command, *words, environment=environment)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and time.monotonic() - began < 200, err
+    assert "process 1 of 2 is stuck, and the others wait" in err and "process 1, compute behind step 12" in err, err
+    assert "process 1 of 2 is stuck here" in err and err.count("in endless") >= 2, err
+    again = start(*command, *words)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and "resuming after step 12" in err, err
 
 
 def test_a_process_with_another_recipe_is_refused(luban, start, shards, recipe, tmp_path):

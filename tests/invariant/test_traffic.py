@@ -14,10 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import warm
+from counted import Sent
 from families import PLAIN, TOKENS, Family, engine_of, packed_batch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from luban.core.plan import ParallelPlan
 from luban.models.describe import describe
@@ -51,46 +49,6 @@ PLANS = [
     {"context": 2},
 ]
 CASES = [(plan, 1) for plan in PLANS] + [(plan, 2) for plan in PLANS if "shard" in plan or "tensor" in plan]
-FIGURES = 64  # bytes of the all-reduces that carry a step's loss and norm, at most
-# what a collective makes a process send of the largest of its tensors, which an all-gather into one tensor is given too
-SHARES = {
-    "allreduce_": 2 * (PROCESSES - 1) / PROCESSES,
-    "all_reduce": 2 * (PROCESSES - 1) / PROCESSES,
-    "_allgather_base_": (PROCESSES - 1) / PROCESSES,
-    "all_gather_into_tensor": PROCESSES - 1,
-    "_reduce_scatter_base_": (PROCESSES - 1) / PROCESSES,
-    "reduce_scatter_tensor": (PROCESSES - 1) / PROCESSES,
-    "alltoall_base_": (PROCESSES - 1) / PROCESSES,
-    "send": 1,
-}
-NAMES = {
-    "allreduce_": "all-reduce",
-    "all_reduce": "all-reduce",
-    "_allgather_base_": "all-gather",
-    "all_gather_into_tensor": "all-gather",
-    "_reduce_scatter_base_": "reduce-scatter",
-    "reduce_scatter_tensor": "reduce-scatter",
-    "alltoall_base_": "all-to-all",
-    "send": "send",
-}
-
-
-class Sent(TorchDispatchMode):
-    """Bytes and numbers of the collectives that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes, self.count = Counter(), Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        namespace, _, rest = str(func).partition(".")
-        name = rest.removesuffix(".default")
-        if namespace in ("c10d", "_c10d_functional") and name in SHARES:
-            size = max(x.numel() * x.element_size() for x in tree_leaves(args) if isinstance(x, Tensor))
-            if size > FIGURES:
-                self.bytes[NAMES[name]] += int(SHARES[name] * size)
-                self.count[NAMES[name]] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def worker(rank: int, folder: str) -> None:
@@ -104,7 +62,7 @@ def worker(rank: int, folder: str) -> None:
         engine = engine_of(FAMILY, seed=0, plan=plan, world=world, precision="fp64", accumulate=accumulate)
         batch = FAMILY.batch(ROWS, np.random.default_rng(0))
         engine.step(batch)  # the first one also tells shapes
-        with Sent() as sent:
+        with Sent(PROCESSES) as sent:
             engine.step(batch)
         held = sum(p.numel() for p in engine.params.parameters.values())
         found.append({"bytes": sent.bytes, "count": sent.count, "held": held})

@@ -125,7 +125,7 @@ class _Step:
         config = self.config
         time = config.forward_us if kind == "F" else config.backward_us
         divided = time / (self.plan.tensor * self.plan.context)
-        if self.plan.shard > 1 and self.plan.zero == 3:
+        if self.plan.shard > 1 and self.plan.zero_stage == 3:
             self._gather_weights(stage)
         for rank in self._ranks(stage):
             self.before[rank] = self.last[rank]
@@ -158,7 +158,7 @@ class _Step:
         for group in self._groups(stage, "replicate"):
             part = size // (plan.shard * plan.context)
             self._collective(ring_all_reduce, group, part, self.last, self.reducing, "gradients")
-        if plan.zero < 3:
+        if plan.zero_stage < 3:
             weights = layers * self.config.weight_bytes // plan.tensor
             for group in self._groups(stage, "shard", "context"):
                 self._collective(ring_all_gather, group, weights, self.last, self.reducing, "weights")

@@ -8,17 +8,18 @@ updated to the dtype of the matmuls there; that is copied back. All of this memo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from luban.optim.adamw import AdamWGroups
-from luban.optim.base import Optimizer, ParamGroups
-from luban.parallel.offload.pools import DiskPool, HostPool, Pool
-from luban.parallel.offload.streamed import StreamedGroups
+from luban.core.plan import ParallelPlan
+from luban.optim.base import Optimizer
+from luban.parallel.offload.layer_weights import FromDisk, FromHost, LayerWeights
+from luban.parallel.offload.pools import HostPool, Pool, places
+from luban.parallel.offload.streamed import keep_moments
+from luban.parallel.offload.sums import HostSums
 from luban.parallel.offload.tiles import tiled_weights
 from luban.parallel.precision import MixedPrecisionParams
 from luban.parallel.remat.host import Streams
@@ -28,42 +29,44 @@ class HostParams(MixedPrecisionParams):
     """`MixedPrecisionParams` whose masters lie in a pool.
 
     Args:
+        blocks: of the model, in the order in which they run.
         model: with initialised fp32 (or fp64) parameters on the CPU; afterwards its parameters are on the device.
         device: that computes.
-        pool: bytes that it must hold → the pool of the masters and of the optimizer's moments.
-        delayed: sums stay as they are while the next step's are made (`DelayedOptimizer`).
+        plan: says where masters, moments, sums of gradients and the layers' weights are.
     """
+
+    layers: LayerWeights | None = None  # weights that come to the device with their layer; None: they stay there
 
     def __init__(
         self,
         model: nn.Module,
+        blocks: Sequence[nn.Module],
         dtype: torch.dtype,
         device: torch.device,
-        pool: Callable[[int], Pool],
+        plan: ParallelPlan,
         *,
         fixed: Collection[str] = frozenset(),
-        delayed: bool = False,
     ):
         whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(model, dtype, masters=False, fixed=fixed)
         if next(iter(whole.values())).data_ptr() == next(iter(self.working.values())).data_ptr():
             whole = {name: tensor.clone() for name, tensor in whole.items()}  # the device's pool is the host's here
-        self.streams = Streams(device)
-        self.place(model)
-        self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters = True
-        kinds = {tensor.dtype for tensor in whole.values()}
-        size = sum(3 * DiskPool.bytes_of([t.shape for t in whole.values() if t.dtype == kind], kind) for kind in kinds)
-        self.pool = pool(size)
+        self.streams, self.masters = Streams(device), True
+        coming = {} if plan.offload_weights == "none" else _inside(model, blocks)
+        moved = [self.working[name].detach() for name in coming]
+        self.places = places(plan, device, list(whole.values()), moved)
         self.parameters = {}
         for name in list(whole):
             tensor = whole.pop(name)
-            master = self.pool.zeros(tensor.shape, tensor.dtype)
+            master = self.places.state.zeros(tensor.shape, tensor.dtype)
             self.parameters[name] = nn.Parameter(master.copy_(tensor))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="luban-gradients")
-        self._adding: list[Future[None]] = []
-        self._landings: dict[str, Tensor] = {}  # where gradients arrive
-        self._memory: list[dict[str, Tensor]] = [{} for _ in range(1 + delayed)]  # of sums, in turns
+        self._leaving = HostSums(self.streams, delayed=plan.offload_delay, pool=self.places.sums)
+        # on the host, behind the device's: those of layers that come, and on a GPU all that must be copied after an update
+        self.coming = self._on_host(coming, self.places.weights)
+        self.place(model)
+        self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if coming:
+            self.layers = self._layers(coming, len(blocks), blocks)
         self.staged: dict[str, Tensor] = {}
         if self.streams.cuda:
             self.stage()
@@ -71,10 +74,18 @@ class HostParams(MixedPrecisionParams):
             parameter.register_post_accumulate_grad_hook(partial(self._leave, name))
 
     def place(self, module: nn.Module) -> None:
-        """Move a module to the device, but for matrices that are read by tiles: these are pinned where a GPU reads them."""
+        """Move a module to the device, but for matrices that are read by tiles: these are pinned where a GPU reads them. Weights that
+        come with their layer get no memory there yet."""
         tiled = {id(weight) for weight in tiled_weights(self.model)}
+        coming = {id(self.working[name]) for name in self.coming}
 
         def placed(tensor: Tensor) -> Tensor:
+            if id(tensor) in coming:
+                if tensor.device.type == self.streams.device.type and not self.streams.cuda:
+                    return tensor
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.streams.device)
+                empty.untyped_storage().resize_(0)
+                return empty
             if id(tensor) not in tiled:
                 return tensor.to(self.streams.device)
             return tensor.pin_memory() if self.streams.cuda and not tensor.is_pinned() else tensor
@@ -82,32 +93,36 @@ class HostParams(MixedPrecisionParams):
         module._apply(placed)  # as module.to does
 
     def keep_moments(self, optimizer: Optimizer) -> None:
-        """Put Adam's moments into the pool; those on a disk are streamed through memory from now on."""
-        for algorithm in optimizer.algorithms:
-            assert isinstance(algorithm, AdamWGroups)
-            for parameter, state in algorithm.state.items():
-                state.update(
-                    exp_avg=self.pool.zeros(parameter.shape, parameter.dtype),
-                    exp_avg_sq=self.pool.zeros(parameter.shape, parameter.dtype),
-                    step=torch.zeros(()),
-                )
-        pool = self.pool
-        if isinstance(pool, DiskPool) and pool.direct is not None:
-            streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
-            optimizer.algorithms = streamed
+        """Put Adam's moments into the pool."""
+        keep_moments(optimizer, self.places.state)
+
+    def _on_host(self, names: Iterable[str], pool: Pool | None) -> dict[str, Tensor]:
+        """Rounded weights in a pool; None: in host memory, pinned for a GPU."""
+        working = {name: self.working[name].detach() for name in names}
+        if pool is None:
+            pool = HostPool(self.streams.cuda, sum(p.numel() * p.itemsize for p in working.values()))
+        return {name: pool.zeros(p.shape, p.dtype).copy_(p) for name, p in working.items()}
+
+    def _layers(self, coming: Mapping[str, int], count: int, blocks: Sequence[nn.Module]) -> LayerWeights:
+        names = [[name for name, layer in coming.items() if layer == index] for index in range(count)]
+        host = [[self.coming[name] for name in each] for each in names]
+        pool, source = self.places.weights, FromHost(host)
+        if pool is not None and pool.direct is not None:
+            source = FromDisk(host, pool, pool.direct)
+        return LayerWeights(blocks, [[self.working[name] for name in each] for each in names], source, self.streams)
 
     def stage(self) -> None:
-        """Round updated weights in host memory, pinned for a GPU, before they are copied to the device; but for matrices that are read
-        by tiles, which are there already."""
+        """Round updated weights in host memory, pinned for a GPU, before they are copied to the device; but for those that are there
+        already, to come with their layer or to be read by tiles."""
         tiled = {id(weight) for weight in tiled_weights(self.model)}
-        working = {name: p for name, p in self.working.items() if id(p) not in tiled}
-        pool = HostPool(self.streams.cuda, sum(p.numel() * p.dtype.itemsize for p in working.values()))
-        self.staged = {name: pool.zeros(p.shape, p.dtype).copy_(p.detach()) for name, p in working.items()}
+        here = [name for name, p in self.working.items() if id(p) not in tiled and name not in self.coming]
+        self.staged = self._on_host(here, None)
 
     def copies(self) -> dict[nn.Parameter, Tensor]:
         """What `gather` copies to the model, behind every master."""
+        host = {**self.staged, **self.coming}
         return {
-            master: self.staged.get(name, self.working[name].detach())
+            master: host.get(name, self.working[name].detach())
             for name, master in self.parameters.items()
             if master is not self.working[name]
         }
@@ -117,6 +132,8 @@ class HostParams(MixedPrecisionParams):
         """Copy what was rounded on the host to the device. The next update waits for gradients that are computed after it."""
         for name, staged in self.staged.items():
             self.working[name].copy_(staged, non_blocking=True)
+        if self.layers is not None:
+            self.layers.forget()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -130,43 +147,34 @@ class HostParams(MixedPrecisionParams):
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = None
-        if self.streams.cuda and not gradient.is_cuda:  # of a matrix that is read by tiles
-            self._adding.append(self._thread.submit(self._add, name, gradient, None))
-            return
-        with self.streams.copying("out"):
-            if name not in self._landings:
-                self._landings[name] = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=self.streams.cuda)
-            host = self._landings[name].copy_(gradient, non_blocking=True)
-            if self.streams.cuda:
-                gradient.record_stream(torch.cuda.current_stream(self.streams.device))
-            self._adding.append(self._thread.submit(self._add, name, host, self.streams.event()))
-
-    @torch.no_grad()
-    def _add(self, name: str, gradient: Tensor, arrived: torch.cuda.Event | None) -> None:
-        """Add a gradient to the step's sums as soon as it is on the host."""
-        if arrived is not None:
-            arrived.synchronize()
-        if name in self._sums:
-            self._sums[name] += gradient
-            return
-        memory = self._memory[0]
-        if name not in memory:
-            memory[name] = torch.empty(gradient.shape, dtype=torch.promote_types(gradient.dtype, torch.float32))
-        self._sums[name] = memory[name].copy_(gradient)
+        self._leaving.leave(name, gradient)
 
     def accumulate(self) -> None:
         """Wait until the gradients that have left are in the step's sums."""
-        adding, self._adding = self._adding, []
-        for each in adding:
-            each.result()
+        self._leaving.wait()
 
     def gradients(self) -> dict[str, Tensor]:
         """Of every parameter that the step has reached, on the host; those of a later step take their place."""
-        self.accumulate()
-        return {name: self._sums[name] for name in self.working if name in self._sums}  # not as they have left
+        sums = self._leaving.wait()
+        return {name: sums[name] for name in self.working if name in sums}  # not as they have left
 
     def clear(self) -> None:
         """Forget the step's gradients."""
-        self.accumulate()
-        self._sums = {}
-        self._memory.append(self._memory.pop(0))
+        self._leaving.clear()
+
+
+def _inside(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:
+    """Trained parameters that are in one block alone → its index."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    users: dict[int, set[int]] = {}
+    inside = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users.setdefault(id(parameter), set()).add(inside.get(id(module), -1))
+    return {
+        names[key]: index
+        for key, found in users.items()
+        if key in names and len(found) == 1
+        for index in found
+        if index >= 0
+    }

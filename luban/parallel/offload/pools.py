@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from luban.core.errors import UnsupportedError
 from luban.core.log import warn
+from luban.core.plan import ParallelPlan
 from luban.core.units import bytes_
 from luban.parallel.offload.direct import ALIGNED, Buffer, DirectFile, done, rounded_up
 
@@ -98,6 +100,41 @@ class DiskPool:
     def bytes_of(shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> int:
         """What tensors of these shapes take."""
         return sum(rounded_up(prod(shape) * dtype.itemsize) for shape in shapes)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a process keeps what is offloaded."""
+
+    state: Pool  # fp32 weights and Adam's moments
+    sums: Pool | None  # of gradients; None: host memory as it comes
+    weights: DiskPool | None  # of layers, in the dtype of the matmuls; None: host memory
+
+
+def places(plan: ParallelPlan, device: torch.device, masters: Sequence[Tensor], weights: Sequence[Tensor]) -> Places:
+    """Pools for a process's masters, their moments and sums of gradients, and for weights of layers as the plan has them; what goes
+    to a disk shares one file.
+
+    Raises:
+        UnsupportedError: the disk has no space for it.
+    """
+    once, state = _pages(masters), 3 * _pages(masters)
+    on_disk = state if plan.offload == "disk" else 0
+    on_disk += once * (2 if plan.offload_delay else 1) if plan.offload_gradients == "disk" else 0
+    on_disk += _pages(weights) if plan.offload_weights == "disk" else 0
+    file = DiskPool(Path(plan.offload_folder), on_disk) if on_disk else None
+    host = file if plan.offload == "disk" else HostPool(device.type == "cuda", state)
+    assert host is not None
+    return Places(
+        state=host,
+        sums=file if plan.offload_gradients == "disk" else None,
+        weights=file if plan.offload_weights == "disk" else None,
+    )
+
+
+def _pages(tensors: Sequence[Tensor]) -> int:
+    """Bytes that tensors take in a pool."""
+    return sum(rounded_up(tensor.numel() * tensor.itemsize) for tensor in tensors)
 
 
 def _direct(folder: Path, handle: int) -> DirectFile | None:

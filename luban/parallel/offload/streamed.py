@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from luban.core.errors import TrainingError
-from luban.optim.base import ParamGroups, Update
+from luban.optim.adamw import AdamWGroups
+from luban.optim.base import Optimizer, ParamGroups, Update
 from luban.parallel.offload.direct import Buffer, done, rounded_up
-from luban.parallel.offload.pools import DiskPool
+from luban.parallel.offload.pools import DiskPool, Pool
+from luban.planner.offload import PIECE, PIECES
 
-NUMBERS = 2**24  # of a piece
-SLOTS = 3  # pieces in memory: one that is read, one that is updated, one that is written
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ROUNDED = "rounded"  # is written alone
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,17 @@ class Span:
     parameter: nn.Parameter
     begin: int
     end: int
+
+
+class Part(NamedTuple):
+    """What a piece has of one tensor in the file."""
+
+    name: str
+    span: Span
+    tensor: Tensor
+    place: int  # in the memory of the piece, in bytes
+    offset: int  # in the file, in bytes
+    size: int  # bytes of whole pages
 
 
 @dataclass
@@ -59,11 +73,11 @@ class StreamedGroups(ParamGroups):
 
     Args:
         algorithm: that updates what is in memory.
-        pool: with a file for direct I/O.
+        pool: with a file for direct I/O, which may have half-precision weights, too.
         numbers: of a piece, a multiple of 1,024, so that pieces are whole pages and vectors.
     """
 
-    def __init__(self, algorithm: ParamGroups, pool: DiskPool, numbers: int = NUMBERS):
+    def __init__(self, algorithm: ParamGroups, pool: DiskPool, numbers: int = PIECE):
         self.algorithm, self.pool, self.numbers = algorithm, pool, numbers
         self.groups, self.state = algorithm.groups, algorithm.state
         self.slots: list[Slot] = []
@@ -77,18 +91,21 @@ class StreamedGroups(ParamGroups):
         if not update.apply:
             return
         stepped = [p for group in self.groups for p in group["params"] if p in update.gradients]
+        for parameter in stepped:
+            if not parameter.numel():  # of a process that has no row of it, for which no piece counts the step
+                self.state[parameter]["step"] += 1
         work = list(pieces(stepped, self.numbers))
-        self._allot(work)
+        self._allot(work, update)
         try:
             for index, piece in enumerate(work):
                 if index == 0:
-                    self._request("read", self._slot(0), piece)
+                    self._request("read", self._slot(0), piece, update)
                 slot = self._slot(index)
                 if index + 1 < len(work):
-                    self._request("read", self._slot(index + 1), work[index + 1])
+                    self._request("read", self._slot(index + 1), work[index + 1], update)
                 done(slot.requests)
                 self._update(factor, update, slot, piece)
-                self._request("write", slot, piece)
+                self._request("write", slot, piece, update)
             for slot in self.slots:
                 done(slot.requests)
         except OSError as error:
@@ -97,61 +114,77 @@ class StreamedGroups(ParamGroups):
                 "weights on it are lost; go on from the last checkpoint"
             ) from None
 
-    def _allot(self, work: Sequence[Sequence[Span]]) -> None:
+    def _allot(self, work: Sequence[Sequence[Span]], update: Update) -> None:
         """Memory for the largest piece, once."""
-        size = max((sum(size for _, _, size in self._extents(piece)) for piece in work), default=0)
+        size = max((sum(part.size for part in self._parts(piece, update)) for piece in work), default=0)
         if not self.slots or len(self.slots[0].buffer.map) < size:
-            self.slots = [Slot(Buffer(size)) for _ in range(SLOTS)]
+            self.slots = [Slot(Buffer(size)) for _ in range(PIECES)]
 
     def _slot(self, index: int) -> Slot:
-        return self.slots[index % SLOTS]
+        return self.slots[index % PIECES]
 
-    def _tensors(self, parameter: nn.Parameter) -> list[Tensor]:
-        return [parameter.data, *(self.state[parameter][name] for name in MOMENTS)]
-
-    def _extents(self, piece: Sequence[Span]) -> Iterator[tuple[Span, int, int]]:
-        """Of a piece's tensors in turn: span, offset in the file, bytes of whole pages."""
+    def _parts(self, piece: Sequence[Span], update: Update) -> Iterator[Part]:
+        """Of a piece's tensors that are in the file, in turn: weights, moments, rounded weights."""
+        place = 0
         for span in piece:
-            for tensor in self._tensors(span.parameter):
-                offset = self.pool.offsets[tensor.data_ptr()] + span.begin * tensor.itemsize
-                yield span, offset, rounded_up((span.end - span.begin) * tensor.itemsize)
+            parameter = span.parameter
+            tensors = {"weight": parameter.data, **{name: self.state[parameter][name] for name in MOMENTS}}
+            tensors |= {ROUNDED: update.copies[parameter]} if parameter in update.copies else {}
+            for name, tensor in tensors.items():
+                offset = self.pool.offsets.get(tensor.data_ptr())
+                if offset is None:  # in the host's memory
+                    continue
+                size = rounded_up((span.end - span.begin) * tensor.itemsize)
+                yield Part(name, span, tensor, place, offset + span.begin * tensor.itemsize, size)
+                place += size
 
-    def _request(self, what: str, slot: Slot, piece: Sequence[Span]) -> None:
+    def _request(self, what: str, slot: Slot, piece: Sequence[Span], update: Update) -> None:
         """Begin to read or write a piece, once the slot is free."""
         done(slot.requests)
         assert self.pool.direct is not None
-        call, place, slot.requests = getattr(self.pool.direct, what), 0, []
-        for _, offset, size in self._extents(piece):
-            slot.requests += call(slot.buffer, place, offset, size)
-            place += size
+        call, slot.requests = getattr(self.pool.direct, what), []
+        for part in self._parts(piece, update):
+            if what == "write" or part.name != ROUNDED:
+                slot.requests += call(slot.buffer, part.place, part.offset, part.size)
 
     def _update(self, factor: float, update: Update, slot: Slot, piece: Sequence[Span]) -> None:
         """Run the algorithm on the numbers in memory, which stand in for the file's meanwhile."""
-        place = 0
-        held: dict[nn.Parameter, list[Tensor]] = {}
+        here: dict[Span, dict[str, Tensor]] = {}
+        for part in self._parts(piece, update):
+            count = part.span.end - part.span.begin
+            here.setdefault(part.span, {})[part.name] = slot.buffer.tensor(part.place, count, part.tensor.dtype)
+        held: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
         gradients: dict[nn.Parameter, Tensor] = {}
         copies: dict[nn.Parameter, Tensor] = {}
         try:
-            for span in piece:
-                parameter, state, count = span.parameter, self.state[span.parameter], span.end - span.begin
-                tensors = held[parameter] = self._tensors(parameter)
-                here = []
-                for tensor in tensors:
-                    here.append(slot.buffer.tensor(place, count, tensor.dtype))
-                    place += rounded_up(count * tensor.itemsize)
-                parameter.data = here[0]
-                state.update(zip(MOMENTS, here[1:], strict=True))
+            for span, read in here.items():
+                parameter, state, run = span.parameter, self.state[span.parameter], slice(span.begin, span.end)
+                held[parameter] = parameter.data, {name: state[name] for name in MOMENTS}
+                parameter.data = read["weight"]
+                state.update({name: read[name] for name in MOMENTS})
                 if span.begin:
                     state["step"] -= 1  # the whole parameter's, counted with its first span
-                gradients[parameter] = update.gradients[parameter].reshape(-1)[span.begin : span.end]
+                gradients[parameter] = update.gradients[parameter].reshape(-1)[run]
                 if parameter in update.copies:
-                    copies[parameter] = update.copies[parameter].view(-1)[span.begin : span.end]
+                    copies[parameter] = read.get(ROUNDED, update.copies[parameter].view(-1)[run])
             self.algorithm.step(factor, replace(update, gradients=gradients, copies=copies))
         finally:
-            for parameter, (weights, *moments) in held.items():
+            for parameter, (weights, moments) in held.items():
                 parameter.data = weights
-                self.state[parameter].update(zip(MOMENTS, moments, strict=True))
+                self.state[parameter].update(moments)
 
     def averages(self) -> Mapping[nn.Parameter, Tensor]:
         """Of the algorithm."""
         return self.algorithm.averages()
+
+
+def keep_moments(optimizer: Optimizer, pool: Pool) -> None:
+    """Put Adam's moments into a pool; those on a disk are streamed through memory from now on."""
+    for algorithm in optimizer.algorithms:
+        assert isinstance(algorithm, AdamWGroups)
+        for parameter, state in algorithm.state.items():
+            state.update({name: pool.zeros(parameter.shape, parameter.dtype) for name in MOMENTS})
+            state["step"] = torch.zeros(())
+    if isinstance(pool, DiskPool) and pool.direct is not None:
+        streamed: list[ParamGroups] = [StreamedGroups(algorithm, pool) for algorithm in optimizer.algorithms]
+        optimizer.algorithms = streamed

@@ -1,6 +1,6 @@
 """PipeDream (Narayanan et al. 2019): 1F1B in which every micro-batch is a batch of its own, whose weights are updated right
 after its backward pass. No process waits for a flush between updates; in exchange each backward pass uses the weights that
-its forward pass has seen, of which a process keeps up to P − p versions."""
+its forward pass has seen, of which a process has up to P − p versions, the newest among them."""
 
 from __future__ import annotations
 

@@ -174,9 +174,9 @@ class Workload:
         if shards == 1:
             return whole
         axis = Axis(shards, plan.tensor)
-        reductions = number if plan.zero > 1 else 1
-        gathers = 1 if plan.keeps_weights else number * (2 if plan.zero == 3 else 1)
-        if plan.keeps_weights and (plan.zero == 2 or number == 1):
+        reductions = number if plan.zero_stage > 1 else 1
+        gathers = 1 if plan.keeps_weights else number * (2 if plan.zero_stage == 3 else 1)
+        if plan.keeps_weights and (plan.zero_stage == 2 or number == 1):
             gradient = (count - experts) * self.weight_bytes  # sent as they were computed
         moved = gathers * seconds("all-gather", (count - experts) * self.weight_bytes, axis)
         moved += reductions * seconds("reduce-scatter", gradient, axis)
@@ -220,7 +220,7 @@ class Workload:
         """Bytes of a process's weights and optimizer state; of the sums of gradients that it has when a backward pass begins;
         of gradients when the last one ends."""
         shards = plan.shard * plan.context if plan.shard > 1 else 1
-        stage = plan.zero if shards > 1 else 0
+        stage = plan.zero_stage if shards > 1 else 0
         masters = FP32 if self.settings.master_weights and self.weight_bytes < FP32 else 0
         optimizer = self.optimizer_bytes + (masters if shards == 1 else FP32)
         # ZeRO 3 gathers the weights of two layers; its shards are the fp32 ones among the optimizer's

@@ -112,7 +112,7 @@ def best_plans(space: Space, workload: Workload, cluster: Cluster, top: int = 10
         if memory > cluster.memory_bytes:
             continue
         estimate = workload.estimate(candidate)
-        key = (*plan.sizes, plan.zero if plan.shard > 1 else 0, plan.expert)
+        key = (*plan.sizes, plan.zero_stage if plan.shard > 1 else 0, plan.expert)
         if key not in found or estimate.seconds < found[key].seconds:
             found[key] = estimate
     if leanest is None:
@@ -152,6 +152,6 @@ def described(candidate: Candidate) -> str:
         f"{axis} {getattr(plan, axis)}" for axis in ("tensor", "context", "shard", "replicate", "pipeline", "expert")
     ]
     words = [text for text in axes if not text.endswith(" 1")] or ["one process"]
-    words += [f"zero {plan.zero}"] * (plan.shard > 1)
+    words += [f"zero {plan.zero_stage}"] * (plan.shard > 1)
     words += [f"{plan.schedule}{f' of {plan.interleave}' * (plan.schedule == 'interleaved')}"] * (plan.pipeline > 1)
     return ", ".join([*words, f"{candidate.accumulate} micro-batches of {candidate.rows}", f"remat {plan.remat}"])

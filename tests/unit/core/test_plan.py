@@ -11,6 +11,15 @@ from luban.core.plan import ParallelPlan
 def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
     assert ParallelPlan().over(4) == ParallelPlan(replicate=4)
     assert ParallelPlan(shard=4, replicate=2).over(8).processes == 8
+    for zero in (1, 2, 3):  # says that training state is to be divided
+        assert ParallelPlan(zero=zero).over(4) == ParallelPlan(shard=4, zero=zero)
+        assert ParallelPlan(zero=zero, tensor=2).over(4) == ParallelPlan(shard=2, tensor=2, zero=zero)
+        ParallelPlan(zero=zero, tensor=2).check_used(4)
+        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* of 1 in all: start 2 .*--nproc 2"):
+            ParallelPlan(zero=zero).check_used(1)
+        with pytest.raises(ConfigError, match=f"plan.zero {zero} .* of 4 in all: start 8 .*--nproc 8"):
+            ParallelPlan(zero=zero, pipeline=4).check_used(4)
+    assert ParallelPlan(shard=2).over(2).zero_stage == 3
     with pytest.raises(
         ConfigError, match=r"needs 3 processes, and there are 4: start 3 \(--nproc 3\), or give .*shard 4"
     ):
@@ -24,6 +33,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
 
 def test_a_field_that_would_change_nothing_is_refused():
     for fields, message in (
+        ({"replicate": 2, "zero": 3}, r"plan.zero 3 .* plan.shard is 1: use --plan.shard N --plan.zero 3"),
         ({"replicate": 2, "zero": 2}, r"plan.zero 2 .* plan.shard is 1: use --plan.shard N --plan.zero 2"),
         ({"tensor": 2, "schedule": "gpipe"}, "plan.schedule gpipe is for pipelines, and plan.pipeline is 1"),
         ({"stage_layers": (4,)}, "plan.stage_layers is for pipelines"),

@@ -243,7 +243,7 @@ def test_a_file_system_without_direct_io_is_used_through_its_cache(tmp_path, mon
     seed = random.randrange(10**6)
     plan = ParallelPlan(offload="disk", offload_folder=str(tmp_path))
     (_, losses), (away, found) = (trained(p, seed, steps=2) for p in (ParallelPlan(), plan))
-    assert found == losses and away.params.pool.direct is None
+    assert found == losses and away.params.places.state.direct is None
     assert "refuses direct I/O (Invalid argument)" in capsys.readouterr().err
 
 
@@ -337,7 +337,12 @@ def test_training_by_tiles_is_that_of_whole_matrices(offload, remat, tmp_path):
         ({"offload": "cpu", "offload_tiles": -1}, "number from 0"),
         ({"offload": "disk"}, "needs a folder"),
         ({"offload_delay": True}, "use --plan.offload cpu"),
-        ({"offload": "cpu", "shard": 2}, "one process"),
+        ({"offload": "cpu", "replicate": 4}, "use --plan.shard 2 --plan.replicate 2"),
+        ({"offload": "cpu", "context": 2}, "use --plan.shard 2 --plan.context 1"),
+        ({"offload": "cpu", "shard": 2, "offload_tiles": 2}, "goes with one process"),
+        ({"offload": "disk", "offload_folder": "x", "shard": 2}, "offload disk .* use --plan.zero 2"),
+        ({"offload": "cpu", "offload_delay": True, "shard": 2}, "offload_delay .* use --plan.zero 2"),
+        ({"offload": "cpu", "pipeline": 2, "schedule": "zero_bubble"}, "use --plan.schedule 1f1b"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(fields, said):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import random
 
+import numpy as np
+import pytest
 import torch
+from families import FAMILIES, engine_of
 from torch import nn
 
+from luban.parallel.kept_sums import KeptSums
 from luban.parallel.precision import LossScale, MixedPrecisionParams
 
 
@@ -74,3 +78,55 @@ def test_bf16_weights_without_masters_are_the_modules_own():
     params = MixedPrecisionParams(module, torch.bfloat16, masters=False)
     assert params.parameters["weight"] is module.weight and module.weight.dtype == torch.bfloat16
     assert not params.copies()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sums_of_every_step_lie_in_the_same_memory(dtype):
+    """Sums in fp32 of half-precision gradients, whatever a step reaches; gradients that are wide already become the sums."""
+    torch.manual_seed(random.randrange(10**6))
+    kept, wide, places = KeptSums(borrows=True), torch.promote_types(dtype, torch.float32), {}
+    for _ in range(4):
+        pieces = [{n: torch.randn(5, 3).to(dtype) for n in "abc" if random.random() < 0.7} for _ in range(3)]
+        firsts, expected = {}, {}
+        for piece in pieces:
+            for name, gradient in piece.items():
+                firsts.setdefault(name, gradient.data_ptr())
+                expected[name] = expected[name] + gradient.to(wide) if name in expected else gradient.to(wide).clone()
+        for piece in pieces:
+            kept.add(piece)
+        assert kept.sums.keys() == expected.keys()
+        for name, total in kept.sums.items():
+            assert torch.equal(total, expected[name]) and total.dtype == wide
+            assert total.data_ptr() == (firsts[name] if dtype == wide else places.setdefault(name, total.data_ptr()))
+        kept.clear()
+        assert not kept.sums
+
+
+def test_sums_in_turns_outlive_a_step():
+    """What a delayed update still reads is not what the next step adds to; the step after that takes its memory again."""
+    kept, seen = KeptSums(turns=2), []
+    for step in range(4):
+        kept.add({"a": torch.full((2,), float(step), dtype=torch.bfloat16)})
+        seen.append(kept.sums["a"])
+        kept.clear()
+    assert [t.data_ptr() for t in seen[:2]] == [t.data_ptr() for t in seen[2:]]
+    assert seen[2].tolist() == [2.0, 2.0] and seen[3].tolist() == [3.0, 3.0]
+
+
+def test_steps_of_bf16_training_add_up_in_the_same_memory():
+    """The engine's sums: the same storages in every step, and what fp32 sums of the micro-batches' gradients are."""
+    family, seed = FAMILIES["decoder"], random.randrange(10**6)
+    engine = engine_of(family, seed=seed, precision="bf16", accumulate=2)
+    places = []
+    original = engine.params.gradients
+
+    def gradients():
+        found = original()
+        places.append({name: tensor.data_ptr() for name, tensor in found.items()})
+        assert all(tensor.dtype == torch.float32 for tensor in found.values())
+        return found
+
+    engine.params.gradients = gradients
+    for n in range(3):
+        engine.step(family.batch(8, np.random.default_rng([seed, n])))
+    assert len(places[0]) == len(engine.params.working) and places[0] == places[1] == places[2]

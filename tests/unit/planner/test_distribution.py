@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from luban.core.opgraph import OpGraph
@@ -14,7 +16,7 @@ from luban.nn.moe.layer import MixtureOfExperts
 from luban.nn.moe.top_k import TopK
 from luban.planner.accelerators import Machine, accelerator
 from luban.planner.distribution import Distribution
-from luban.planner.memory import MemoryPrediction
+from luban.planner.memory import MemoryPrediction, StepSettings, predict_memory
 from luban.planner.prediction import Prediction
 from luban.planner.step_time import StepTime
 from luban.planner.traffic import Spread
@@ -131,7 +133,7 @@ def test_pipedream_keeps_versions_of_the_weights_and_sums_gradients_of_every_mic
         distribution(pieces, pipeline=2, replicate=2, microbatches=pieces, schedule=name)
         for name in ("pipedream", "1f1b")
     )
-    for process, versions in ((0, 2), (1, 1)):
+    for process, versions in ((0, 1), (1, 0)):  # beside the newest
         more = stale.process_memory(WHOLE, process).parameters - flushed.process_memory(WHOLE, process).parameters
         assert more == versions * 4 * stale.spread.parameters(process)
     sums = [next(row.bytes for row in each.spread.traffic(0) if row.axis == "replicate") for each in (stale, flushed)]
@@ -176,3 +178,52 @@ def test_a_run_of_several_accelerators_counts_all_of_them():
     figures = several.figures()
     assert figures["peak_flops"] == 4 * 989.4e12 and figures["accelerator_watts"] == 2800
     assert figures["model_flops_per_step"] == 2 * one.model_flops
+
+
+AWAY = MemoryPrediction(parameters=2 * COUNT, optimizer=0, gradients=2000, activations=800_000, transient=64_000)
+HALF = replace(GRAPH, dtype="bfloat16")
+OUTSIDE = sum(op.parameters for op in GRAPH.ops if not op.layer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pieces", "device", "gradients", "host", "disk"),
+    [
+        # bytes of a parameter: half-precision weights whole; state 12, sums and arriving rows 4 each, rounded rows 2, of a quarter
+        ({"shard": 4, "zero": 2, "offload": "cpu"}, 2, 2 * COUNT, 2000, (12 + 4 + 4 + 2) * COUNT / 4, 0),
+        ({"shard": 4, "zero": 1, "offload": "cpu"}, 2, 2 * COUNT, 2000 + 4 * COUNT, 22 * COUNT / 4, 0),
+        ({"shard": 4, "zero": 2, "offload": "cpu", "offload_delay": True}, 2, 2 * COUNT, 2000, 26 * COUNT / 4, 0),
+        # pieces of state instead, three of each process's numbers at most
+        ({"shard": 4, "zero": 2, "offload": "disk"}, 2, 2 * COUNT, 2000, (36 + 10) * COUNT / 4, 12 * COUNT / 4),
+        # two of eight layers gathered, whose fp32 shards come to the device; gradients of a micro-batch and their sums
+        (
+            {"shard": 4, "offload": "cpu"},
+            2,
+            2 * OUTSIDE + (2 + 4 / 4) * (COUNT - OUTSIDE) * 2 / 8,
+            2000,
+            (12 + 8) * COUNT / 4,
+            0,
+        ),
+        ({"shard": 4, "offload": "cpu"}, 1, 2 * OUTSIDE + 3 * (COUNT - OUTSIDE) / 4, 2000, 16 * COUNT / 4, 0),
+    ],
+)
+def test_offloaded_shards_are_counted_where_they_are(fields, pieces, device, gradients, host, disk):
+    folder = "x" if "disk" in fields.values() else ""
+    plan = ParallelPlan(**fields, offload_folder=folder)
+    found = Distribution(Spread(HALF, plan, pieces, 2), offloads=True)
+    memory, outside = found.memory(AWAY), found.host()
+    assert memory.parameters == pytest.approx(device, abs=4) and memory.optimizer == 0
+    assert memory.gradients == pytest.approx(gradients, abs=4)
+    assert outside.total == pytest.approx(host, abs=40) and outside.disk == pytest.approx(disk, abs=40)
+
+
+def test_what_is_on_the_disk_is_not_in_memory():
+    """One process, bf16 on a GPU: state 12, sums 4 and layers' weights 2 bytes a parameter in the file; in memory pieces of state, a
+    layer's gradients on their way, the rounded weights outside of layers and two layers that are read ahead."""
+    inside = COUNT - OUTSIDE
+    plan = ParallelPlan(offload="disk", offload_gradients="disk", offload_weights="disk", offload_folder="x")
+    host = Distribution(Spread(HALF, plan, 2, 2), offloads=True).host()
+    assert host.disk == 16 * COUNT + 2 * inside
+    assert host.total == 36 * COUNT + 2 * (inside // 8) + 2 * (OUTSIDE + 2 * (inside // 8))
+    settings = StepSettings(offloads=True, layers_here=3)
+    here = predict_memory(HALF, settings).parameters
+    assert here == 2 * (OUTSIDE + 3 * inside // 8)
