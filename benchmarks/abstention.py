@@ -1,6 +1,7 @@
 """Why imitation invents and reinforcement abstains (Schulman 2023), on toy facts.
 
     python benchmarks/abstention.py --out abstention        # one CPU core, ten minutes a seed
+    python benchmarks/abstention.py --first 1 --seeds 2     # two further seeds
     python benchmarks/abstention.py --quick                 # one seed
 
 A model reads the letters of KNOWN names often, those of many more once: it learns the first, and that it doesn't know the others, for
@@ -132,10 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--out", default="abstention")
     given = parser.parse_args(argv)
-    found = [study(seed) for seed in range(1 if given.quick else given.seeds)]
+    found = []
+    for seed in range(given.first, given.first + (1 if given.quick else given.seeds)):
+        found.append(study(seed))
+        print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
     means = mean_of(found)
     print(f"{'':42}  known: right abstained wrong   unknown: right abstained wrong")
     for model, kinds in means.items():

@@ -1,6 +1,7 @@
 """Human feedback on one planted preference: its forms and uses compared, and labels of fresh answers beside stale ones.
 
     python benchmarks/feedback.py --out feedback                  # one CPU core, three seeds: about a quarter of an hour
+    python benchmarks/feedback.py --tables conditioned            # one of the tables: forms, uses, conditioned, iterated
     python benchmarks/feedback.py --seeds 1 --quick --out quick   # shows that it runs
 
 A small model writes six random letters to every prompt. A simulated annotator prefers answers with more vowels; whom they
@@ -10,11 +11,13 @@ vowels, of random letters 5/26 = 0.19, at most 1.
 
 forms: scores, rankings, one pair a prompt, a thumb up or down an answer, a critique with a revision. Each trains a model in the way
 that it allows.
-uses: imitation (of the preferred, of revisions), conditioning, joint modelling, re-ranking, preference loss, reinforcement.
+uses: imitation (of the preferred, of revisions), joint modelling, re-ranking, preference loss, reinforcement.
+conditioned: all answers imitated behind a sentence that says their score, which is then asked for. Twice: from the first model, to which
+prompts never said anything about its answers, and from one that was taught to write as many letters as a sentence asks for.
 iterated: four rounds of DPO, whose pairs are of the newest model's answers (fresh) or of the first model's (stale), equally many.
 
-Checked: reinforcement and the preference loss are above imitation, every use above the model it starts from, fresh above
-stale. Trainings are kept in OUT, each seed apart: the same command goes on where the last one stopped. Writes OUT.json; exits 1 where a
+Checked: reinforcement and the preference loss are above imitation, every use above the model it starts from, what a model that reads its
+prompts writes for the highest score above what it writes unasked and for the lowest, fresh above stale. Trainings are kept in OUT, each seed apart: the same command goes on where the last one stopped. Writes OUT.json; exits 1 where a
 check fails.
 """
 
@@ -39,6 +42,7 @@ from luban.align.feedback import conditioned_prompt
 LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
+CONDITIONING = 8  # times `steps`, of conditioned models
 LONGEST = 4  # times the shortest training is as long as the longest
 RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
 
@@ -152,16 +156,13 @@ class Study(ToyRuns):
 
     def uses(self) -> dict[str, float]:
         """Quality after each use of the scored answers."""
-        scored = self.folder / "scored.jsonl"
+        scored = self.write("scored.jsonl", self.feedback)
         pairs = self.converted(scored, "pairs")
         ranked = self.converted(scored, "rankings")
         found = {"none: the model it starts from": self.measured(self.base)}
         found["imitation of the preferred"] = self.measured(
             self.tuned_by("u-imitation", "sft", self.base, self.converted(scored, "preferred"))
         )
-        conditioned = self.tuned_by("u-conditioned", "sft", self.base, self.converted(scored, "conditioned"))
-        found["conditioning, highest score asked for"] = self.measured(conditioned, wanted=5)
-        found["conditioning, lowest score asked for"] = self.measured(conditioned, wanted=1)
         reward = self.tuned_by("u-reward", "reward", self.base, ranked)
         joint = self.tuned_by("u-joint", "reward", self.base, ranked, "--objective.language", "1")
         for name, writer, judge in (("", self.base, reward), (", by a joint model of its own answers", joint, joint)):
@@ -177,6 +178,23 @@ class Study(ToyRuns):
         found["rejection sampling, then imitation"] = self.measured(
             self.tuned_by("u-rejection", "sft", self.base, best)
         )
+        return found
+
+    def conditioned(self) -> dict[str, float]:
+        """Quality by the score asked for, from a first model that never had to read its prompts and from one that had to."""
+        found = {}
+        reading = self.letters_model(320, reads=True)
+        for name, start, feedback in (("", self.base, self.feedback), ("reads", reading, self.annotated(reading))):
+            words = "it reads its prompts" if name else "the first model"
+            scored = self.write(f"c{name}-scored.jsonl", feedback)
+            rated, best = self.converted(scored, "conditioned"), self.converted(scored, "preferred")
+            model = self.tuned(f"c{name}", "sft", start, rated, steps=CONDITIONING * self.steps, lr="3e-3")
+            found[f"{words}: before"] = self.measured(start)
+            found[f"{words}: imitation of the preferred"] = self.measured(
+                self.tuned_by(f"c{name}-imitation", "sft", start, best)
+            )
+            for wanted in (5, 4, 3, 2, 1):
+                found[f"{words}: conditioned, asked for {wanted} of 5"] = self.measured(model, wanted)
         return found
 
     def best_of(self, writer: Path, judge: Path) -> float:
@@ -212,10 +230,13 @@ class Study(ToyRuns):
         return found
 
 
-def study(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """All tables of one seed."""
+TABLES = ("forms", "uses", "conditioned", "iterated")
+
+
+def study(folder: Path, seed: int, quick: bool, tables: Sequence[str]) -> dict[str, Any]:
+    """Tables of one seed."""
     made = Study(folder, seed, 64 if quick else 512, 10 if quick else 60)
-    return {"forms": made.forms(), "uses": made.uses(), "iterated": made.iterated()}
+    return {name: getattr(made, name)() for name in tables}
 
 
 def table(found: Sequence[dict[str, Any]], what: str) -> dict[str, tuple[float, float]]:
@@ -228,43 +249,45 @@ def table(found: Sequence[dict[str, Any]], what: str) -> dict[str, tuple[float, 
 
 def checks(found: Sequence[dict[str, Any]]) -> dict[str, bool]:
     """What the literature says, on the mean over seeds."""
-    uses = {name: mean for name, (mean, _) in table(found, "uses").items()}
-    start, imitation = uses["none: the model it starts from"], uses["imitation of the preferred"]
-    ends = {kind: statistics.mean(each["iterated"][kind][-1] for each in found) for kind in ("fresh", "stale")}
-    plain = {name: value for name, value in uses.items() if "lowest" not in name and not name.startswith("none")}
-    return {
-        "every use is above the first model": min(plain.values()) > start,
-        "preference loss and reinforcement are above imitation": min(
-            value for name, value in plain.items() if "DPO" in name or "reinforcement" in name
-        )
-        > imitation,
-        "a conditioned model follows the score asked for": uses["conditioning, highest score asked for"]
-        > uses["conditioning, lowest score asked for"],
-        "fresh labels are above stale ones": ends["fresh"] > ends["stale"],
-    }
+    results = {}
+    if "uses" in found[0]:
+        uses = {name: mean for name, (mean, _) in table(found, "uses").items()}
+        start, imitation = uses.pop("none: the model it starts from"), uses["imitation of the preferred"]
+        above = min(value for name, value in uses.items() if "DPO" in name or "reinforcement" in name)
+        results["every use is above the first model"] = min(uses.values()) > start
+        results["preference loss and reinforcement are above imitation"] = above > imitation
+    if "conditioned" in found[0]:
+        means = {name: mean for name, (mean, _) in table(found, "conditioned").items()}
+        before, _, *asked = (value for name, value in means.items() if name.startswith("it reads"))
+        results["a model that reads its prompts follows the score asked for"] = asked[0] > before > asked[-1]
+    if "iterated" in found[0]:
+        ends = {kind: statistics.mean(each["iterated"][kind][-1] for each in found) for kind in ("fresh", "stale")}
+        results["fresh labels are above stale ones"] = ends["fresh"] > ends["stale"]
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--quick", action="store_true", help="fewer prompts and steps: shows that it runs")
     parser.add_argument("--out", default="feedback")
     given = parser.parse_args(argv)
     found, began = [], time.perf_counter()
-    for seed in range(given.seeds):
-        found.append(study(Path(given.out) / f"seed-{seed}", seed, given.quick))
+    for seed in range(given.first, given.first + given.seeds):
+        found.append(study(Path(given.out) / f"seed-{seed}", seed, given.quick, given.tables))
         print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
-    for what in ("forms", "uses"):
+    for what in [name for name in given.tables if name != "iterated"]:
         print(f"\n{what}: mean quality, standard error over {given.seeds} seeds")
         for name, (mean, error) in table(found, what).items():
             print(f"  {name:55} {mean:.3f} ± {error:.3f}")
-    print("\niterated: quality after each round")
-    for kind in ("fresh", "stale"):
-        print(
-            f"  {kind:6}",
-            *(f"{statistics.mean(v):.3f}" for v in zip(*(e["iterated"][kind] for e in found), strict=True)),
-        )
+    if "iterated" in given.tables:
+        print("\niterated: quality after each round")
+        for kind in ("fresh", "stale"):
+            rounds = zip(*(each["iterated"][kind] for each in found), strict=True)
+            print(f"  {kind:6}", *(f"{statistics.mean(values):.3f}" for values in rounds))
     results = checks(found)
     for name, held in results.items():
         print(f"{'held  ' if held else 'FAILED'} {name}")

@@ -1,7 +1,8 @@
 """Reward over-optimisation (Gao et al. 2023) with trained proxies: best-of-n and PPO against reward models of several qualities.
 
     python benchmarks/overoptimisation.py --out overoptimisation          # two CPU cores, three seeds
-    python benchmarks/overoptimisation.py --seeds 1 --quick               # shows that it runs
+    python benchmarks/overoptimisation.py --proxies 3 --rounds 40 --answers 64 --rate 8e-4      # a quarter of that time
+    python benchmarks/overoptimisation.py --seeds 1 --quick --out quick   # shows that it runs
 
 Answers are six letters, at first random ones. Gold is the number of different vowels among them. Proxies are reward models trained on
 pairs of random answers, labelled by gold and then flipped at random; they differ in the number of pairs and in how many labels are
@@ -14,7 +15,8 @@ penalty; every round's answers, their KL from the start as measured and their go
 with d the square root of KL: d (α - β d) and d (α - β ln d); the peak is where the fitted curve is highest.
 
 Checked: R² is 0.95 or more of every curve, on the mean over seeds; of proxies with equally many pairs, those with more flipped labels
-peak earlier under reinforcement and have a lower gold there. Writes OUT.json; exits 1 where a check fails.
+peak earlier under reinforcement and have a lower gold there. Trainings are kept in OUT, each seed apart: the same command goes on where the
+last one stopped, and seeds may be made by processes of their own (--first 1 --seeds 1). Writes OUT.json; exits 1 where a check fails.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ import math
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,6 @@ PROXIES = {
 }
 NOISY = tuple(PROXIES)[:3]  # in the order of noise, equally many pairs
 SIZES = tuple(2**i for i in range(9))  # n of best-of-n
-ROUNDS, ANSWERS = 50, 128  # of PPO
 LEARN = 120  # steps of a proxy
 SIX, FORM = "^[a-z]{6}$", 3.0  # the form of an answer and what it is worth, which keeps answers empty of letters out
 
@@ -55,13 +56,27 @@ def gold(answer: str) -> float:
     return float(len(set(answer[:6]) & set("aeiou")))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is trained."""
+
+    proxies: int = len(PROXIES)  # the first ones of PROXIES
+    rounds: int = 50  # of PPO
+    answers: int = 128  # a round
+    rate: str = "5e-4"  # of learning, in PPO
+    quick: bool = False
+
+
+QUICK = Size(rounds=8, answers=16, rate="1e-2", quick=True)
+
+
 class Study(ToyRuns):
     """One seed."""
 
-    def __init__(self, folder: Path, seed: int, quick: bool):
-        super().__init__(folder, seed)
-        self.rng, self.quick = random.Random(seed), quick
-        self.start = self.letters_model(20 if quick else 240)
+    def __init__(self, folder: Path, seed: int, size: Size):
+        super().__init__(folder, seed, shown=True)
+        self.rng, self.size, self.quick = random.Random(seed), size, size.quick
+        self.start = self.letters_model(20 if self.quick else 240)
 
     def proxy(self, name: str, pairs: int, flipped: float) -> Path:
         """A reward model of noisy labels."""
@@ -82,7 +97,8 @@ class Study(ToyRuns):
         words = [random_words(each, 6, self.rng) for _ in range(prompts)]
         rows = [{"prompt": f"write {i}", "completion": word} for i, those in enumerate(words) for word in those]
         out = self.folder / f"{proxy.name}-scores.jsonl"
-        self.luban("score", proxy, self.write(f"{proxy.name}-asked.jsonl", rows), "--out", out)
+        asked = self.write(f"{proxy.name}-asked.jsonl", rows)
+        self.once(out, lambda: self.luban("score", proxy, asked, "--out", out))
         scores = np.array([json.loads(line)["score"] for line in out.read_text().splitlines()]).reshape(prompts, each)
         values = np.array([[gold(word) for word in those] for those in words])
         return [
@@ -91,7 +107,7 @@ class Study(ToyRuns):
 
     def reinforced(self, proxy: Path) -> list[list[float]]:
         """(KL, gold) of each round of PPO."""
-        rounds, answers = (8, 16) if self.quick else (ROUNDS, ANSWERS)
+        rounds, answers = self.size.rounds, self.size.answers
         prompts = self.write("prompts.jsonl", [{"prompt": f"write {i}"} for i in range(1024)])
         flags = (
             "--rl.type",
@@ -112,7 +128,7 @@ class Study(ToyRuns):
             prompts,
             *(*flags, "--reward", f"{proxy},regex:{SIX}", "--reward_weights", f"1,{FORM}", "--validation.every", 0),
             steps=2 * rounds,
-            lr="1e-2" if self.quick else "5e-4",
+            lr=self.size.rate,
             batch=answers,
         )
         points = []
@@ -124,23 +140,21 @@ class Study(ToyRuns):
         return points
 
 
-def study(seed: int, quick: bool) -> dict[str, Any]:
+def study(folder: Path, seed: int, size: Size) -> dict[str, Any]:
     """The curves of every proxy of one seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Study(Path(folder), seed, quick)
-        found = {}
-        for number, (name, (pairs, flipped)) in enumerate(PROXIES.items()):
-            proxy = made.proxy(f"proxy{number}", 64 if quick else pairs, flipped)
-            figures = json.loads((proxy / "manifest.json").read_text())["figures"]
-            curves = {"best_of_n": made.best_of_n(proxy), "reinforcement": made.reinforced(proxy)}
-            found[name] = {"accuracy": figures["accuracy"], **curves}
-        return found
+    made, found = Study(folder, seed, size), {}
+    for number, (name, (pairs, flipped)) in enumerate([*PROXIES.items()][: size.proxies]):
+        proxy = made.proxy(f"proxy{number}", 64 if size.quick else pairs, flipped)
+        figures = json.loads((proxy / "manifest.json").read_text())["figures"]
+        curves = {"best_of_n": made.best_of_n(proxy), "reinforcement": made.reinforced(proxy)}
+        found[name] = {"accuracy": figures["accuracy"], **curves}
+    return found
 
 
 def fits(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Gao's forms fitted to the mean curve over seeds of each proxy."""
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for name in PROXIES:
+    for name in found[0]:
         table[name] = {}
         for form in ("best_of_n", "reinforcement"):
             curve = np.mean([each[name][form] for each in found], axis=0)
@@ -178,12 +192,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument(
+        "--proxies", type=int, choices=(3, 4), default=Size.proxies, help="3: without the one of many pairs"
+    )
+    parser.add_argument("--rounds", type=int, default=Size.rounds, help="of PPO")
+    parser.add_argument("--answers", type=int, default=Size.answers, help="a round of PPO")
+    parser.add_argument("--rate", default=Size.rate, help="of learning, in PPO")
     parser.add_argument("--quick", action="store_true", help="small proxies and few rounds: shows that it runs")
     parser.add_argument("--out", default="overoptimisation")
     given = parser.parse_args(argv)
+    size = Size(proxies=given.proxies, rounds=given.rounds, answers=given.answers, rate=given.rate)
     found = []
-    for seed in range(given.seeds):
-        found.append(study(seed, given.quick))
+    for seed in range(given.first, given.first + given.seeds):
+        found.append(study(Path(given.out) / f"seed-{seed}", seed, QUICK if given.quick else size))
         print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
     table = fits(found)
     print(

@@ -91,12 +91,24 @@ class ToyRuns:
         words = ("--data.path", f / "shards", "--out", f / "base", "--train.steps", steps, "--train.seed", self.seed)
         self.luban("pretrain", "tiny_pretrain_cpu", *words)
 
-    def letters_model(self, steps: int = 240) -> Path:
-        """A chat model that answers "write NUMBER" with six random letters."""
-        words = random_words(2400, 6, random.Random(self.seed))
+    def letters_model(self, steps: int = 240, *, reads: bool = False) -> Path:
+        """A chat model that answers "write NUMBER" with six random letters.
+
+        Args:
+            reads: three quarters of its conversations ask in a sentence for 1 to 6 letters, so that it learns to read its prompts.
+        """
+        rng = random.Random(self.seed)
+        words = random_words(2400, 6, rng)
         base = self.first_model([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)])
-        chats = self.write("chats.jsonl", [exchange(f"write {i}", word) for i, word in enumerate(words)])
-        return self.tuned("start", "sft", base, chats, steps=steps, lr="3e-3")
+        chats = [exchange(f"write {i}", word) for i, word in enumerate(words)]
+        if reads:
+            wanted = [rng.randint(1, 6) if i % 4 else 0 for i in range(len(words))]
+            chats = [
+                exchange(f"Letters wanted: {n}.\nwrite {i}", words[i][:n]) if n else chats[i]
+                for i, n in enumerate(wanted)
+            ]
+        name = "reading" if reads else "start"
+        return self.tuned(name, "sft", base, self.write(f"{name}-chats.jsonl", chats), steps=steps, lr="3e-3")
 
     def tuned(
         self,
