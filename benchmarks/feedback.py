@@ -42,7 +42,7 @@ from luban.align.feedback import conditioned_prompt
 LENGTH = 6  # letters of an answer
 SHARPNESS = 1.5  # of the annotator: log-odds for one vowel more
 HELD = 64  # prompts that quality is measured on
-CONDITIONING = 8  # times `steps`, of conditioned models
+READING, CONDITIONING = 10, 12  # times `steps`, of the model that learns to read its prompts and of conditioned ones
 LONGEST = 4  # times the shortest training is as long as the longest
 RATES = {"dpo": "2e-4", "rl": "5e-4"}  # of learning; more, and answers become all the same
 
@@ -183,12 +183,12 @@ class Study(ToyRuns):
     def conditioned(self) -> dict[str, float]:
         """Quality by the score asked for, from a first model that never had to read its prompts and from one that had to."""
         found = {}
-        reading = self.letters_model(320, reads=True)
-        for name, start, feedback in (("", self.base, self.feedback), ("reads", reading, self.annotated(reading))):
+        reading = self.letters_model(READING * self.steps, reads=True)
+        for name, start, feedback in (("reads", reading, self.annotated(reading)), ("", self.base, self.feedback)):
             words = "it reads its prompts" if name else "the first model"
             scored = self.write(f"c{name}-scored.jsonl", feedback)
             rated, best = self.converted(scored, "conditioned"), self.converted(scored, "preferred")
-            model = self.tuned(f"c{name}", "sft", start, rated, steps=CONDITIONING * self.steps, lr="3e-3")
+            model = self.tuned(f"c{name}", "sft", start, rated, steps=CONDITIONING * self.steps, lr="1e-3")
             found[f"{words}: before"] = self.measured(start)
             found[f"{words}: imitation of the preferred"] = self.measured(
                 self.tuned_by(f"c{name}-imitation", "sft", start, best)

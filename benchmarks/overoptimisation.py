@@ -91,8 +91,8 @@ class Study(ToyRuns):
         data, steps = self.write(f"{name}.jsonl", rows), 4 if self.quick else LEARN
         return self.tuned(name, "reward", self.start, data, "--validation.every", 0, steps=steps, lr="1e-3", batch=32)
 
-    def best_of_n(self, proxy: Path) -> list[list[float]]:
-        """(KL, gold) of each n."""
+    def best_of_n(self, proxy: Path) -> tuple[float, list[list[float]]]:
+        """(the share of pairs of random answers of different gold that the proxy orders as gold does, (KL, gold) of each n)."""
         prompts, each = (4, SIZES[-1]) if self.quick else (32, SIZES[-1])
         words = [random_words(each, 6, self.rng) for _ in range(prompts)]
         rows = [{"prompt": f"write {i}", "completion": word} for i, those in enumerate(words) for word in those]
@@ -101,9 +101,10 @@ class Study(ToyRuns):
         self.once(out, lambda: self.luban("score", proxy, asked, "--out", out))
         scores = np.array([json.loads(line)["score"] for line in out.read_text().splitlines()]).reshape(prompts, each)
         values = np.array([[gold(word) for word in those] for those in words])
-        return [
-            list(point) for point in zip(map(best_of_n_kl, SIZES), best_of_n_curve(scores, values, SIZES), strict=True)
-        ]
+        better, differ = scores[:, ::2] > scores[:, 1::2], values[:, ::2] != values[:, 1::2]
+        agreement = float((better == (values[:, ::2] > values[:, 1::2]))[differ].mean())
+        curve = zip(map(best_of_n_kl, SIZES), best_of_n_curve(scores, values, SIZES), strict=True)
+        return agreement, [list(point) for point in curve]
 
     def reinforced(self, proxy: Path) -> list[list[float]]:
         """(KL, gold) of each round of PPO."""
@@ -145,9 +146,8 @@ def study(folder: Path, seed: int, size: Size) -> dict[str, Any]:
     made, found = Study(folder, seed, size), {}
     for number, (name, (pairs, flipped)) in enumerate([*PROXIES.items()][: size.proxies]):
         proxy = made.proxy(f"proxy{number}", 64 if size.quick else pairs, flipped)
-        figures = json.loads((proxy / "manifest.json").read_text())["figures"]
-        curves = {"best_of_n": made.best_of_n(proxy), "reinforcement": made.reinforced(proxy)}
-        found[name] = {"accuracy": figures["accuracy"], **curves}
+        agreement, of_n = made.best_of_n(proxy)
+        found[name] = {"agreement": agreement, "best_of_n": of_n, "reinforcement": made.reinforced(proxy)}
     return found
 
 
@@ -209,15 +209,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"seed {seed}: {json.dumps(found[-1])}", flush=True)
     table = fits(found)
     print(
-        f"\n{'proxy':26}{'form':15}{'α':>8}{'β':>8}{'R²':>7}{'peak':>7}   gold at the start, best (at √KL), at the end (√KL)"
+        f"\n{'proxy':26}{'form':15}{'α':>8}{'β':>8}{'R²':>7}{'peak':>10}   gold at the start, best (at √KL), at the end (√KL)"
     )
     for name, forms in table.items():
         for form, f in forms.items():
             print(
-                f"{name:26}{form:15}{f['alpha']:8.3f}{f['beta']:8.3f}{f['r_squared']:7.3f}{f['peak']:7.2f}   {f['start']:.2f}, "
+                f"{name:26}{form:15}{f['alpha']:8.3f}{f['beta']:8.3f}{f['r_squared']:7.3f}{f['peak']:10.3g}   {f['start']:.2f}, "
                 f"{f['best']:.2f} ({f['best_at']:.2f}), {f['end']:.2f} ({f['end_at']:.2f})"
             )
-    return concluded(checks(table), f"{given.out}.json", quick=given.quick, seeds=found, fits=table)
+    alone = [fits([each]) for each in found]
+    print("\neach seed: agreement with gold on random answers; R², gold at its best (at √KL)")
+    for name, forms in table.items():
+        print(f"{name:26}agreement      ", "  ".join(f"{each[name]['agreement']:14.3f}" for each in found))
+        for form in forms:
+            cells = (one[name][form] for one in alone)
+            row = (f"{f['r_squared']:5.3f} {f['best']:.2f} ({f['best_at']:.2f})" for f in cells)
+            print(f"{'':26}{form:15} {'  '.join(row)}")
+    return concluded(checks(table), f"{given.out}.json", quick=given.quick, seeds=found, fits=table, fits_of_each=alone)
 
 
 if __name__ == "__main__":
