@@ -1,6 +1,6 @@
 """Why imitation invents and reinforcement abstains (Schulman 2023), on toy facts.
 
-    python benchmarks/abstention.py --out abstention        # one CPU core, ten minutes a seed
+    python benchmarks/abstention.py --out abstention        # one CPU core, some ten minutes a seed
     python benchmarks/abstention.py --first 1 --seeds 2     # two further seeds
     python benchmarks/abstention.py --quick                 # one seed
 
