@@ -129,8 +129,6 @@ def apply(
     if plan.offload_tiles:
         for block in blocks:
             use_tiles(block, plan.offload_tiles)
-    if plan.offload_weights != "none" and any(block.reversible for block in blocks):
-        raise ConfigError("plan.offload_weights does not go with reversible layers, which run together: leave it out")
     apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
@@ -142,10 +140,6 @@ def apply(
         block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
-        if any(block.reversible for block in blocks):
-            raise ConfigError(
-                f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
-            )
         timed = execution.world.size == 1
         schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed, world=world)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
