@@ -149,12 +149,11 @@ def apply(
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
-    root = None
+    root, dtype = None, COMPUTE[execution.precision]
     offloads = plan.offload != "none"
     if plan.shards_by_layer:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
-        dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
         shard_modules(
@@ -180,7 +179,6 @@ def apply(
             from luban.parallel.offload.host_rows import HostRows
 
             made = partial(HostRows, device=execution.device, plan=plan)
-        dtype = COMPUTE[execution.precision]
         params = made(model, blocks, world, zero=plan.zero_stage, dtype=dtype, fixed=fixed, apart=apart)
         for stack in stacks_of(model):
             stack.blocks.before = params.ready
@@ -190,17 +188,14 @@ def apply(
 
         params = ShardedParams(root, model, zero=plan.zero_stage, fixed=fixed, device=execution.device)
     elif offloads:
-        dtype = COMPUTE[execution.precision]
         params = HostParams(model, blocks, dtype, execution.device, plan, fixed=fixed)
         params.place(loss)
         if (layers := params.layers) is not None:
             for stack in stacks_of(model):
                 stack.blocks.before, stack.blocks.after = layers.fetch, layers.watch
     elif plan.pipeline == 1 and world.copies > 1:
-        dtype, masters = COMPUTE[execution.precision], execution.masters
-        params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
+        params = ReplicatedParams(model, blocks, world, dtype, masters=execution.masters, fixed=fixed, apart=apart)
     else:
-        dtype = COMPUTE[execution.precision]
         params = MixedPrecisionParams(model, dtype, masters=execution.masters, fixed=fixed)
     sums = GradientSums(
         world,

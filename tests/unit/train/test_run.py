@@ -283,9 +283,7 @@ def test_a_dry_run_refuses_plans_that_do_not_go_with_mixers_and_arrangements(tin
 def test_weights_without_fp32_ones_behind_them_are_not_offloaded(tiny):
     """Offloading keeps fp32 weights, so that the setting would change nothing."""
     with pytest.raises(ConfigError, match=r"train.weights bf16 does not go with plan.offload cpu"):
-        dry_run(
-            tiny(train={"precision": "bf16", "weights": "bf16"}, plan={"offload": "cpu"}, optim={"type": "adamw"})
-        )
+        dry_run(tiny(train={"precision": "bf16", "weights": "bf16"}, plan={"offload": "cpu"}, optim={"type": "adamw"}))
 
 
 def test_held_out_text_is_measured_without_what_training_adds(tiny, tmp_path):
