@@ -139,7 +139,8 @@ def shared_refusal(name: str) -> ConfigError:
     """What to raise for a parameter that several stages of PipeDream's schedule would have."""
     return ConfigError(
         f"the stages of plan.schedule pipedream update by themselves, and several have {name}: use "
-        "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
+        "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false, positions without weights "
+        "of their own such as --model.position.type rope)"
     )
 
 
