@@ -48,6 +48,7 @@ def train_from_recipe(
     """
     from luban.align.start import packed_beside
     from luban.parallel.world import World, process_count
+    from luban.train.elastic.claim import is_worker
     from luban.train.recipe import model_of_init
     from luban.train.run import dry_run, open_run
 
@@ -55,7 +56,8 @@ def train_from_recipe(
     processes = max(call.processes, process_count())
     if most_processes is not None and processes > most_processes:
         raise UsageError(f"luban {verb} runs in {most_processes} process: leave --nproc out")
-    call.recipe.plan.check_used(processes)
+    if not is_worker():  # whose agent has asked
+        call.recipe.plan.check_used(processes)
     if call.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             ready, model = pack(call.recipe, Path(folder))

@@ -87,7 +87,7 @@ class ParallelPlan:
                 f"plan.microbatches {self.microbatches} are pieces for a pipeline, and plan.pipeline is 1: "
                 f"use --train.accumulate {self.microbatches}"
             )
-        if self.expert < 1 or self.expert_processes % self.expert:
+        if self.expert < 1 or (self.expert_processes % self.expert and not self.shards_what_is_left):
             sizes = [n for n in range(1, self.expert_processes + 1) if self.expert_processes % n == 0]
             near = min(sizes, key=lambda n: abs(n - self.expert))
             wider = f" or --plan.shard {self.expert}" * (self.expert_processes == 1 < self.expert)
@@ -140,7 +140,7 @@ class ParallelPlan:
     def _check_offload_processes(self) -> None:
         """Raise ConfigError for what doesn't go with offloading in several processes."""
         what = f"plan.offload {self.offload}"
-        if self.shard == 1 and self.replicate * self.context > 1:
+        if self.shard == 1 and self.replicate * self.context > 1 and not self.shards_what_is_left:
             axis = "replicate" if self.replicate > 1 else "context"
             raise ConfigError(
                 f"{what} does not go with plan.{axis} alone, of which every process would keep all of the training state on the host: "
@@ -175,6 +175,11 @@ class ParallelPlan:
     def zero_stage(self) -> Literal[1, 2, 3]:
         """What the processes of the axis shard divide."""
         return self.zero or 3
+
+    @property
+    def shards_what_is_left(self) -> bool:
+        """Whether shards take the processes that other axes leave, which `over` knows."""
+        return self.zero is not None and self.readers == 1
 
     @property
     def expert_processes(self) -> int:
@@ -256,7 +261,7 @@ class ParallelPlan:
         if self.processes == processes:
             return self
         if self.readers == 1 and processes % self.processes == 0:
-            axis = "shard" if self.zero else "replicate"
+            axis = "shard" if self.shards_what_is_left else "replicate"
             return replace(self, **{axis: processes // self.processes})
         given = " × ".join(f"plan.{axis} {getattr(self, axis)}" for axis in reversed(AXES) if getattr(self, axis) > 1)
         fits = " or ".join(self._options(processes))
@@ -280,7 +285,7 @@ class ParallelPlan:
     def check_used(self, processes: int = 1) -> None:
         """Raise ConfigError for a field that would change nothing in a run of so many processes, since it goes with a value that
         another field hasn't."""
-        if self.zero and self.readers == 1 and processes <= self.processes:
+        if self.shards_what_is_left and processes <= self.processes:
             more = 2 * self.processes
             raise ConfigError(
                 f"plan.zero {self.zero} says what plan.shard divides among processes, and none is left for it of "

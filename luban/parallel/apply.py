@@ -129,8 +129,6 @@ def apply(
     if plan.offload_tiles:
         for block in blocks:
             use_tiles(block, plan.offload_tiles)
-    if plan.offload_weights != "none" and any(block.reversible for block in blocks):
-        raise ConfigError("plan.offload_weights does not go with reversible layers, which run together: leave it out")
     apart = held_apart(model, world)
     # Then what this process has of the model, layers before matrices: whatever wraps the model later meets parameters and
     # communication as they are here.
@@ -142,10 +140,6 @@ def apply(
         block.use_remat(remat_policy(plan.layer_policy, block))
     # Schedules run around compiled layers instead: they decide when a layer runs, not what it keeps inside.
     if plan.remat in SCHEDULES:
-        if any(block.reversible for block in blocks):
-            raise ConfigError(
-                f"--plan.remat {plan.remat} schedules layers that save activations, which reversible ones don't"
-            )
         timed = execution.world.size == 1
         schedule_stacks(stacks_of(model), plan.remat, plan.remat_budget, timed=timed, world=world)
     # Compilation only marks modules here: graphs are traced in the first step, over the parameters that exist then. Hooks of
@@ -155,12 +149,11 @@ def apply(
     # FSDP around what is compiled, and before there is memory, so that every process takes that of its shard alone.
     if boundary is not None:
         functions = [partial(run_stage, function) for function in functions]
-    root = None
+    root, dtype = None, COMPUTE[execution.precision]
     offloads = plan.offload != "none"
     if plan.shards_by_layer:
         root = Losses(*losses)
         alone = {p for name, p in model.named_parameters() if name in apart}
-        dtype = COMPUTE[execution.precision]
         from luban.parallel.sharded_params import shard_modules  # FSDP is slow to import
 
         shard_modules(
@@ -186,7 +179,6 @@ def apply(
             from luban.parallel.offload.host_rows import HostRows
 
             made = partial(HostRows, device=execution.device, plan=plan)
-        dtype = COMPUTE[execution.precision]
         params = made(model, blocks, world, zero=plan.zero_stage, dtype=dtype, fixed=fixed, apart=apart)
         for stack in stacks_of(model):
             stack.blocks.before = params.ready
@@ -196,17 +188,14 @@ def apply(
 
         params = ShardedParams(root, model, zero=plan.zero_stage, fixed=fixed, device=execution.device)
     elif offloads:
-        dtype = COMPUTE[execution.precision]
         params = HostParams(model, blocks, dtype, execution.device, plan, fixed=fixed)
         params.place(loss)
         if (layers := params.layers) is not None:
             for stack in stacks_of(model):
                 stack.blocks.before, stack.blocks.after = layers.fetch, layers.watch
     elif plan.pipeline == 1 and world.copies > 1:
-        dtype, masters = COMPUTE[execution.precision], execution.masters
-        params = ReplicatedParams(model, blocks, world, dtype, masters=masters, fixed=fixed, apart=apart)
+        params = ReplicatedParams(model, blocks, world, dtype, masters=execution.masters, fixed=fixed, apart=apart)
     else:
-        dtype = COMPUTE[execution.precision]
         params = MixedPrecisionParams(model, dtype, masters=execution.masters, fixed=fixed)
     sums = GradientSums(
         world,

@@ -72,6 +72,8 @@ class Channels:
         self.sending.clear()
 
     def _send(self, stage: int, to: int, number: int, tensor: Tensor) -> None:
+        # memory of what has left isn't needed until the step's end (Gloo says that it has only once one waits)
+        self.sending = [(work, sent) for work, sent in self.sending if work is not None and not work.is_completed()]
         group, tag = self._line(stage, to, number)
         self.sending.append((dist.isend(tensor, group=group, group_dst=to % self.processes, tag=tag), tensor))
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -90,7 +89,9 @@ class Heart:
         self.observer, self.judge = observer, Judge(size, hang)
         self.standings: dict[int, Standing] = {}  # of the processes that tell how far they are, in the first one
         self.stop = threading.Event()
-        self.seen: dict[int, tuple[bytes, float]] = {}  # process → its last sign, and when it was new here
+        # process → its last sign, and for how many beats it has had no other: in beats, so that the time in which this process
+        # itself was stopped doesn't count
+        self.seen: dict[int, tuple[bytes, int]] = {}
         self.answers = 0  # of the store
         self.beating = True
 
@@ -101,10 +102,10 @@ class Heart:
             while not self.stop.wait(self.beat):
                 count += 1
                 self.store.set(self._key(self.rank), self._sign(count))
-                lost = self._lost()
+                lost = self.look_around()
                 self.answers += 1
                 if lost is not None:
-                    self.store.set("lost", str(lost))
+                    self._tell("lost", str(lost))
                     self.leave(self._message(lost))
                     return
                 if (message := self._stuck()) is not None:
@@ -119,24 +120,23 @@ class Heart:
 
     def watch_store(self) -> None:
         """Until `stop`, or until the store has been silent for too long."""
-        last, silent = -1, 0  # silent: beats, so that the time in which this process itself was stopped doesn't count
+        last, silent = -1, 0  # silent: beats, as in `seen`
         while not self.stop.wait(self.beat) and self.beating:
             last, silent = self.answers, 0 if self.answers != last else silent + 1
             if silent * self.beat > self.silent:
                 self.leave(self._message(0))
                 return
 
-    def _lost(self) -> int | None:
-        """A process that has been silent for too long."""
+    def look_around(self) -> int | None:
+        """One look at the others, once a beat: a process that has been silent for too long."""
         if self.rank and self.store.check(["lost"]):
             return int(self.store.get("lost"))
-        now = time.monotonic()
         for other in range(1, self.size) if self.rank == 0 else (0,):
             sign = self.store.get(self._key(other)) if self.store.check([self._key(other)]) else b""
-            last, since = self.seen.get(other, (None, now))
-            if sign != last:
-                self.seen[other] = sign, now
-            elif sign != END.encode() and now - since > self.silent:
+            last, silent = self.seen.get(other, (None, 0))
+            silent = silent + 1 if sign == last else 0
+            self.seen[other] = sign, silent
+            if sign != END.encode() and silent * self.beat > self.silent:
                 return other
         return None
 
@@ -166,12 +166,17 @@ class Heart:
             found = self.judge.stuck(self.standings)
             if not found:
                 return None
-            self.store.set("stuck", json.dumps(found))
-            self.stop.wait(TAKEN * self.beat)  # the store ends with this process
+            self._tell("stuck", json.dumps(found))
         parts = [report(self.standings, found)] if self.rank == 0 else []
         if self.rank in found:
             parts.append(f"luban: process {self.rank} of {self.size} is stuck here:\n{main_stack()}")
         return "\n".join(parts) or f"luban: process {self.rank} of {self.size} ends, as process {found[0]} is stuck"
+
+    def _tell(self, what: str, found: str) -> None:
+        """Let the other processes read what was found, before the store ends with the first one."""
+        self.store.set(what, found)
+        if self.rank == 0:
+            self.stop.wait(TAKEN * self.beat)
 
     def _message(self, lost: int) -> str:
         return (

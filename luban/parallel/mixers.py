@@ -8,10 +8,15 @@ from luban.models.spec import ModelSpec
 
 
 def check_mixers(spec: ModelSpec, plan: ParallelPlan) -> None:
-    """Raise ConfigError for an axis of the plan that divides what a mixer or an arrangement needs whole, and for
-    rematerialisation of layers that keep nothing."""
-    if plan.remat != "none" and any(layer.arrangement.reversible for layer in (*spec.layers, *spec.encoder)):
-        raise ConfigError("reversible layers keep nothing that plan.remat could recompute: leave it out")
+    """Raise ConfigError for an axis of the plan that divides what a mixer or an arrangement needs whole, for rematerialisation of
+    layers that keep nothing, and for weights that would come layer by layer to layers that run together."""
+    if any(layer.arrangement.reversible for layer in (*spec.layers, *spec.encoder)):
+        if plan.remat != "none":
+            raise ConfigError("reversible layers keep nothing that plan.remat could recompute: leave it out")
+        if plan.offload_weights != "none":
+            raise ConfigError(
+                f"plan.offload_weights {plan.offload_weights} does not go with reversible layers, which run together: leave it out"
+            )
     for layer in (*spec.layers, *spec.encoder):
         for what, part in (("mixer", layer.mixer), ("arrangement", layer.arrangement)):
             for axis in sorted(part.undivided):

@@ -79,6 +79,11 @@ def check_run(
         raise ConfigError(
             "plan.offload updates by Adam with fp32 moments on the host: use --optim.type adamw --optim.moments fp32"
         )
+    if plan.offload != "none" and not masters:
+        raise ConfigError(
+            f"train.weights bf16 does not go with plan.offload {plan.offload}, which keeps fp32 weights outside of the device: "
+            "leave it out"
+        )
     if plan.remat in SCHEDULES and plan.remat_layer != "none" and not compiles:
         raise ConfigError(
             f"plan.remat_layer {plan.remat_layer} needs compiled layers, whose graphs say what they keep: "
@@ -134,7 +139,8 @@ def shared_refusal(name: str) -> ConfigError:
     """What to raise for a parameter that several stages of PipeDream's schedule would have."""
     return ConfigError(
         f"the stages of plan.schedule pipedream update by themselves, and several have {name}: use "
-        "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false)"
+        "--plan.schedule 1f1b, or a model that shares nothing between its layers (model.tied_head = false, positions without weights "
+        "of their own such as --model.position.type rope)"
     )
 
 

@@ -71,7 +71,7 @@ def position_of(innermost: FrameType | None) -> Position:
         innermost = innermost.f_back
     names = [frame.f_code.co_filename.replace("\\", "/") for frame in frames]
     told = next((k for k, name in enumerate(names) if not name.endswith(BETWEEN)), 0)
-    line = linecache.getline(frames[told].f_code.co_filename, frames[told].f_lineno)
+    line = linecache.getline(frames[told].f_code.co_filename, frames[told].f_lineno or 0)  # some instructions have none
     own = next((k for k, name in enumerate(names) if name.startswith(PACKAGE)), min(told + 1, len(names) - 1))
     places = [_place(frames[k]) for k in dict.fromkeys((own, told))]
     return Position(

@@ -18,6 +18,7 @@ from luban.checkpoint.reader import CheckpointReader
 from luban.cli import pretrain
 from luban.core.artifact import open_artifact
 from luban.core.errors import UsageError
+from luban.train.elastic.claim import VARIABLE
 
 DOUBLE = ("--train.precision", "fp64", "--train.steps", "24", "--checkpoint.every", "8")
 
@@ -155,7 +156,7 @@ def test_what_cannot_be_divided_is_refused_before_anything_starts(shards, recipe
         ),
         (
             (*PIPELINE, "--plan.schedule", "pipedream", "--train.clip", "0", "--model.tied_head", "true"),
-            r"several have decoder.embedding.tokens.weight: use .* \(model.tied_head = false\)",
+            r"several have decoder.embedding.tokens.weight: use .* \(model.tied_head = false",
         ),
         ((*PIPELINE, "--plan.schedule", "zero_bubble", "--plan.remat", "full"), "does not go with plan.remat"),
         (("--nproc", "2", "--plan.shard", "2", "--optim.type", "adamw", *BF16), "train.weights bf16 does not go with"),
@@ -185,6 +186,18 @@ def test_zero_alone_divides_the_training_state(shards, recipe, tmp_path, capsys)
             [str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "r"), "--nproc", "2", *words, "--dry-run"]
         )
         assert f"2 processes: {told}" in capsys.readouterr().out
+
+
+def test_a_worker_of_an_elastic_run_is_not_told_that_it_is_alone(shards, recipe, tmp_path, monkeypatch):
+    """Its command has no number of processes: the agent, which has it, asks whether plan.zero has shards."""
+    words = [str(recipe), "--data.path", str(shards), "--out", str(tmp_path / "r"), "--plan.zero", "2"]
+    words += ["--elastic.enabled", "true"]
+    monkeypatch.setattr("luban.cli.pretrain.take_place", lambda verb, argv: None)
+    monkeypatch.setattr("luban.cli.training.train_elastic", lambda call, words: 40 + call.recipe.plan.zero)
+    with pytest.raises(UsageError, match="none is left for it of 1 in all"):
+        pretrain.run(words)
+    monkeypatch.setenv(VARIABLE, json.dumps({"name": "here/0", "folder": str(tmp_path)}))
+    assert pretrain.run(words) == 42
 
 
 @pytest.mark.slow

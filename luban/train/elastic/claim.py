@@ -44,6 +44,11 @@ def environment_of(name: str | None, folder: Path) -> dict[str, str]:
     return {VARIABLE: json.dumps({"name": name, "folder": str(folder.resolve())})}
 
 
+def is_worker() -> bool:
+    """Whether this process was started as one, so that it can't know from its command how many there are."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def told(prepare: Callable[[], object]) -> tuple[str, Path] | None:
     """Name and folder of the worker that this process was started as; None: it is none.
 

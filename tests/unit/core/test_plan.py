@@ -19,6 +19,16 @@ def test_a_plan_that_does_not_fit_is_refused_with_one_that_does():
             ParallelPlan(zero=zero).check_used(1)
         with pytest.raises(ConfigError, match=f"plan.zero {zero} .* of 4 in all: start 8 .*--nproc 8"):
             ParallelPlan(zero=zero, pipeline=4).check_used(4)
+    # what is asked of shards is asked once there are any
+    assert ParallelPlan(zero=2, expert=4).over(4) == ParallelPlan(shard=4, zero=2, expert=4)
+    with pytest.raises(ConfigError, match=r"plan.expert 4 must divide .* which is 2"):
+        ParallelPlan(zero=2, expert=4).over(2)
+    away = ParallelPlan(zero=2, context=2, offload="cpu")
+    assert away.over(4) == ParallelPlan(shard=2, zero=2, context=2, offload="cpu")
+    with pytest.raises(ConfigError, match=r"plan.zero 2 .* of 2 in all: start 4"):
+        away.check_used(2)
+    with pytest.raises(ConfigError, match=r"does not go with plan.context alone"):
+        ParallelPlan(context=2, offload="cpu")
     assert ParallelPlan(shard=2).over(2).zero_stage == 3
     with pytest.raises(
         ConfigError, match=r"needs 3 processes, and there are 4: start 3 \(--nproc 3\), or give .*shard 4"

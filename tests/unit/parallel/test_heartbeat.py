@@ -14,7 +14,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from luban.parallel.heartbeat import watched
+from luban.parallel.heartbeat import TAKEN, Heart, watched
 
 BEAT, SILENT = 0.02, 0.5
 WAIT = 20.0
@@ -95,6 +95,35 @@ def test_a_process_that_has_ended_is_not_missed(store):
             time.sleep(3 * BEAT)
         time.sleep(2 * SILENT)
     assert not left.messages
+
+
+def test_time_in_which_this_process_was_stopped_is_nobodys_silence(store):
+    """All processes are suspended together (a container that is paused), and this one is the first that goes on."""
+    heart = Heart(store, 0, 2, Left(), 1.0, 3.0)
+    store.set("alive/1", "7")
+    assert heart.look_around() is None
+    for _ in range(3):  # beats; however much time lies between them
+        assert heart.look_around() is None
+    assert heart.look_around() == 1
+    store.set("alive/1", "8")
+    assert heart.look_around() is None
+
+
+def test_the_first_process_waits_until_the_others_have_read_what_it_found(store):
+    """The store ends with it, and they would name it then."""
+    waited: list[tuple[float, bool]] = []
+
+    class Waits(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append((timeout or 0.0, store.check(["lost"])))
+            return False
+
+    found = Left()
+    heart = Heart(store, 0, 2, found, 1.0, 5.0)
+    heart.stop = Waits()
+    heart.run()
+    assert "process 1 of 2" in found.messages[0] and store.get("lost") == b"1"
+    assert waited[-1] == (TAKEN * 1.0, True) and not any(told for _, told in waited[:-1])
 
 
 def test_one_process_needs_no_watch():

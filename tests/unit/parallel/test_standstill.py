@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from luban.parallel.standstill import PATIENCE, Judge, Observer, Standing, position_of, report
+from luban.parallel.standstill import PATIENCE, Judge, Observer, Standing, main_stack, position_of, report
 
 HANG = 60.0
 FREE = Standing(step=3, doing="compute", still=0.0, where="a.py:1 in f", waits=False, excused=False)
@@ -112,6 +112,17 @@ def test_a_thread_in_a_collective_waits_and_one_in_a_compiler_is_known():
     compiling = frame("/x/site-packages/torch/_inductor/graph.py", "found = sys._getframe()")
     assert position_of(compiling).compiles and not position_of(compiling).waits
     assert not position_of(sys._getframe()).waits
+
+
+def test_an_instruction_without_a_line_has_a_position(monkeypatch):
+    """Python leaves out the lines of some; the heartbeat must not end with one."""
+    box: dict = {"sys": sys}
+    exec(compile("found = sys._getframe()", "/x/unknown.py", "exec").replace(co_linetable=b""), box)
+    assert box["found"].f_lineno is None
+    found = position_of(box["found"])
+    assert "unknown.py" in found.where and not found.waits
+    monkeypatch.setattr("luban.parallel.standstill.main_frame", lambda: box["found"])
+    assert "unknown.py" in main_stack()
 
 
 CHILD = """

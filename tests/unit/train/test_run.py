@@ -268,11 +268,22 @@ def test_a_dry_run_says_cost_and_utilisation_where_the_accelerator_is_known(tiny
         ({"arrangement": {"type": "reversible"}}, {"tensor": 2}, "arrangement reversible does not go with plan.tensor"),
         ({"arrangement": {"type": "reversible"}}, {"shard": 2}, "arrangement reversible does not go with plan.shard"),
         ({"arrangement": {"type": "reversible"}}, {"remat": "full"}, "keep nothing that plan.remat could recompute"),
+        (
+            {"arrangement": {"type": "reversible"}},
+            {"offload": "cpu", "offload_weights": "cpu"},
+            "plan.offload_weights cpu does not go with reversible layers",
+        ),
     ],
 )
 def test_a_dry_run_refuses_plans_that_do_not_go_with_mixers_and_arrangements(tiny, layer, plan, said):
     with pytest.raises(ConfigError, match=said):
-        dry_run(tiny(model={"layer": layer}, plan=plan))
+        dry_run(tiny(model={"layer": layer}, plan=plan, optim={"type": "adamw"}))
+
+
+def test_weights_without_fp32_ones_behind_them_are_not_offloaded(tiny):
+    """Offloading keeps fp32 weights, so that the setting would change nothing."""
+    with pytest.raises(ConfigError, match=r"train.weights bf16 does not go with plan.offload cpu"):
+        dry_run(tiny(train={"precision": "bf16", "weights": "bf16"}, plan={"offload": "cpu"}, optim={"type": "adamw"}))
 
 
 def test_held_out_text_is_measured_without_what_training_adds(tiny, tmp_path):
