@@ -92,7 +92,9 @@ class Grounding:
 
     messages: list[Message]
     hits: tuple[Hit, ...]  # the passages in it, in the order of their numbers
-    quoted: tuple[str, ...] | None = None  # what is read of each, its words one space apart, where answers must quote one
+    quoted: tuple[str, ...] | None = (
+        None  # what is read of each, its words one space apart, where answers must quote one
+    )
 
     @property
     def grammar(self) -> str | None:

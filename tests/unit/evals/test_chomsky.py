@@ -199,13 +199,16 @@ def test_sizes_of_a_transformer_are_those_asked_for():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"computation": -1}, "steps and computation must be at least 0: 40 and -1 given"),
+        ({"computation": -1}, "computation must be at least 0, -1 given"),
         ({"layers": 2}, "layers are those of Transformers: lstm has one"),
         ({"task": "partiy"}, "unknown Chomsky task 'partiy'.*parity"),
         ({"model": "gru"}, "unknown model 'gru'"),
         ({"test_to": 3}, "test lengths go from 4 to 3: none"),
-        ({"seeds": 0}, "must be at least 1"),
-        ({"lr": 0.0}, "lr and clip must be above 0"),
+        ({"seeds": 0}, "seeds must be at least 1, 0 given"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"seconds": 0.0}, "seconds must be above 0"),
+        ({"model": "transformer_random_alibi", "position_range": 3}, "position_range 3 is too small"),
+        ({"lr": 0.0}, "lr must be above 0, 0.0 given"),
     ],
 )
 def test_protocols_that_cannot_be_are_refused(change, words):
