@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import warm
-from families import FAMILIES, engine_of
+from families import FAMILIES, Family, engine_of
 
 from luban.core.plan import ParallelPlan
 from luban.parallel.world import World
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="needs several CUDA GPUs")]
-CASES = [
+HOST = {"offload": "cpu"}
+CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"shard": GPUS, "zero": 1}, {"accumulate": 2}),
     ({"shard": GPUS, "zero": 2}, {"accumulate": 2}),
     ({"shard": GPUS, "zero": 2}, {"precision": "bf16"}),
@@ -26,17 +29,33 @@ CASES = [
     ({"shard": GPUS}, {"accumulate": 2}),
     ({"replicate": GPUS}, {}),
     ({"tensor": 2, "shard": GPUS // 2, "zero": 2}, {}),
+    ({"shard": GPUS, "zero": 1, **HOST}, {"accumulate": 2}),
+    ({"shard": GPUS, "zero": 2, **HOST}, {"precision": "bf16", "accumulate": 2}),
+    ({"shard": GPUS, **HOST}, {"precision": "bf16"}),
+    ({"tensor": GPUS, **HOST, "offload_weights": "cpu"}, {"precision": "bf16"}),
+    ({"pipeline": 2, "shard": GPUS // 2, "microbatches": 2, "schedule": "interleaved"}, {"family": "t5"}),
 ]
 STEPS, ROWS = 6, 8
 NEAR = {"fp32": 1e-4, "bf16": 2e-2}
 
 
-def curve(plan: ParallelPlan, world: World, device: torch.device, **execution) -> list[tuple[float, float]]:
+def family_of(name: str) -> Family:
+    """With layers for four stages."""
+    found = FAMILIES[name]
+    if name == "decoder":
+        return found
+    deep = replace(found.spec, encoder=found.spec.encoder[:1] * 2, layers=found.spec.layers[:1] * 2)
+    return replace(found, spec=deep)
+
+
+def curve(
+    plan: ParallelPlan, world: World, device: torch.device, family: str = "decoder", **execution
+) -> list[tuple[float, float]]:
     settings = {"precision": "fp32", "clip": 0.5, "eps": 1e-4, **execution}
-    engine = engine_of(FAMILIES["decoder"], seed=3, plan=plan, world=world, device=device, **settings)
+    engine = engine_of(family_of(family), seed=3, plan=plan, world=world, device=device, **settings)
     found = []
     for step in range(STEPS):
-        result = engine.step(FAMILIES["decoder"].batch(ROWS, np.random.default_rng(step)))
+        result = engine.step(FAMILIES[family].batch(ROWS, np.random.default_rng(step)))
         found.append((result.loss, result.grad_norm))
     return found
 
