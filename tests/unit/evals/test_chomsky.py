@@ -190,9 +190,10 @@ def test_a_table_of_positions_is_as_large_at_trained_lengths_as_in_tests():
 
 
 def test_sizes_of_a_transformer_are_those_asked_for():
-    spec = Protocol(model="transformer_random_learned", width=32, layers=2, position_range=77).spec(40)
+    short = {"model": "transformer_random_learned", "longest": 10, "test_from": 11, "test_to": 20}
+    spec = Protocol(**short, width=32, layers=2, position_range=77).spec(40)
     assert (len(spec.layers), spec.width, spec.position.longest) == (2, 32, 77)
-    assert Protocol(model="transformer_random_learned", position_range=10).spec(40).position.longest == 40
+    assert Protocol(**short).spec(3000).position.longest == 3000
     assert len(Protocol(model="transformer").spec(40).layers) == 5
 
 
