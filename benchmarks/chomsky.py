@@ -18,14 +18,16 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from luban.core.errors import LubanError
+from luban.core.errors import ConfigError, LubanError
 from luban.evals.chomsky.models import MODELS
 from luban.evals.chomsky.protocol import Protocol, accuracies, read_protocol, save, train
 from luban.evals.chomsky.state import refuse_other
@@ -65,6 +67,12 @@ def threads_of(jobs: int) -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // jobs, 1))
 
 
+def prepare(threads: int) -> None:
+    """Set up a process that trains. Ctrl-C, which reaches all processes, ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
@@ -88,6 +96,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trained at once")
     parser.add_argument("--out", default="", help="folder for results and trainings")
     args = parser.parse_args()
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, {args.jobs} given")
+    if args.out and Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ConfigError(f"--out: {args.out} is a file, and a folder is needed")
+    if args.position_range is not None and not any("random_" in model for model in args.models):
+        raise ConfigError("--position-range is of models with randomised positions, transformer_random_…")
     threads = threads_of(args.jobs)
     names = {field.name for field in fields(Protocol)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
@@ -100,7 +114,7 @@ def main() -> None:
     )
     print(f"{'task':24} {'model':30} {'measured':>8} {'published':>9} {'trained':>7}  seeds, steps")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(args.jobs, context, prepare, (threads,)) as pool:
         for row in pool.map(measure, planned, [args.device] * len(planned), [args.out] * len(planned)):
             published = TASKS[row["task"]].published.get(row["model"])
             seeds = " ".join(f"{100 * each:.1f}" for each in row["seeds"])
@@ -117,3 +131,5 @@ if __name__ == "__main__":
         main()
     except LubanError as error:
         sys.exit(f"chomsky.py: {error}")
+    except (KeyboardInterrupt, BrokenProcessPool):
+        sys.exit("chomsky.py: stopped; with --out the same command goes on from at most a minute before")

@@ -66,9 +66,8 @@ class Arguments:
     # of the index before a question at most; none: 5, or as in training for one of rag train
     passages: int | None = None
     rerank: str | None = None  # a cross-encoder that puts the index's best passages in order, from luban rag train
-    sentences: int | None = (
-        None  # of the passages together that the model reads, the best by BM25; none: whole passages
-    )
+    # of the passages together that the model reads, the best by BM25; none: whole passages
+    sentences: int | None = None
     quote: bool = False  # answers are words of a passage as they stand there, by a grammar
     host: str = "127.0.0.1"  # address to listen at
     replicas: int = 1  # copies of the server behind one address, each on a GPU of its own (or a share of the cores)

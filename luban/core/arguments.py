@@ -25,6 +25,16 @@ from luban.core.errors import ConfigError, UsageError, nearest
 from luban.core.registry import Variant
 
 T = TypeVar("T")
+OF_NO_KIND = tuple(  # tyro's words for a value that has none of a field's types
+    re.compile(rf"Error parsing (?P<flag>\S+): {words}")
+    for words in (
+        r"no type matching (?P<kinds>\S+) could be instantiated from \[(?P<given>.*?)\]\. Got errors",
+        r"invalid literal for (?P<kinds>int)\(\) with base 10: (?P<given>'.*?'|\".*?\")",
+        r"could not convert string to (?P<kinds>float): (?P<given>'.*?'|\".*?\")",
+    )
+)
+WANTED = {"int": "a whole number", "float": "a number"}
+BORDER = re.compile(r"^\s*[╭╰]|-{10}")  # of a box or with its title, also where the terminal's encoding has ASCII alone
 BOX = re.compile(r"[─│╭╮╰╯━┃]+")
 
 
@@ -104,10 +114,15 @@ def _indent(text: str) -> str:
 
 
 def _one_line(box: str, verb: str) -> str:
-    body = [line for line in box.splitlines() if not line.lstrip().startswith(("╭", "╰"))]  # titles and borders
+    body = [line for line in box.splitlines() if not BORDER.search(line)]
     lines = [line for line in (BOX.sub(" ", line).strip() for line in body) if line and "full helptext" not in line]
     text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
     text = text or "the arguments could not be understood"
+    for found in filter(None, (words.search(text) for words in OF_NO_KIND)):
+        kinds = found["kinds"].removeprefix("{None}|")
+        wanted = WANTED.get(kinds.lower(), kinds)
+        return f"{found['flag']}: {wanted} is needed, {found['given']} given (see luban {verb} --help)"
+    text = text.removesuffix(f"luban {verb} --help").rstrip()
     return text if "--help" in text else f"{text} (see luban {verb} --help)"
 
 

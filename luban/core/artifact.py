@@ -125,6 +125,11 @@ def read_manifest(path: str | Path) -> Manifest:
     return manifest
 
 
+def _with_article(kind: str) -> str:
+    """index → an index, run → a run; shards stay as they are."""
+    return kind if kind.endswith("s") and kind != "corpus" else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
 def open_artifact(
     path: str | Path, kind: str | tuple[str, ...] | None = None, *, verify: bool | Collection[str] = True
 ) -> Manifest:
@@ -140,8 +145,9 @@ def open_artifact(
     path, manifest = Path(path), read_manifest(path)
     kinds = (kind,) if isinstance(kind, str) else kind
     if kinds and manifest.kind not in kinds:
-        article = "an" if manifest.kind[0] in "aeiou" else "a"
-        raise ArtifactError(f"{path} is {article} {manifest.kind}, but a {' or '.join(kinds)} is needed here")
+        raise ArtifactError(
+            f"{path} holds {_with_article(manifest.kind)}; needed here: {' or '.join(map(_with_article, kinds))}"
+        )
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():

@@ -335,7 +335,8 @@ class Inherited(dict[str, Any]):
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, table by table. Where `over` changes a `type`, the fields of `base` are `Inherited`."""
+    """`over` laid on `base`, table by table. Where `over` changes a `type`, the fields of `base` are `Inherited`; those that `over`
+    itself has inherited stay so."""
     out = dict(base)
     for key, value in over.items():
         both = isinstance(out.get(key), dict) and isinstance(value, dict)
@@ -343,7 +344,8 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     inherited = base.inherited if isinstance(base, Inherited) else frozenset()
     if "type" in over and over["type"] != base.get("type"):
         inherited |= base.keys()
-    inherited -= over.keys() | {"type"}
+    taken = over.inherited if isinstance(over, Inherited) else frozenset()
+    inherited = (inherited - over.keys() | taken) - {"type"}
     return Inherited(out, inherited) if inherited else out
 
 

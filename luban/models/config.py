@@ -121,6 +121,11 @@ def _stacks(given: Mapping[str, Any], base: ModelSpec | None, body: Body) -> dic
         return dict.fromkeys(LAYERS, ())
     layers = _stack(given, base.layers if base else (), "model", cross=body.two_sided)
     if not body.two_sided:
+        if given.get("encoder"):
+            raise ConfigError(
+                f"model.encoder is of encoder–decoders, and this model's body is {body.registry.name_of(type(body))}: change "
+                "model.layer, or choose model.body.type encoder_decoder"
+            )
         return {"layers": layers, "encoder": ()}
     table = given.get("encoder") or {key: value for key, value in given.items() if key in STACK_FIELDS}
     return {"layers": layers, "encoder": _stack(table, base.encoder if base else (), "model.encoder", cross=False)}

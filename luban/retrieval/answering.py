@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import islice
 from typing import Any
 
 import jinja2
@@ -49,11 +50,13 @@ def _read(question: str, hits: Sequence[Hit], sentences: int | None) -> list[str
     return texts if sentences is None else excerpts(question, texts, sentences)
 
 
-def quotations(question: str, hits: Sequence[Hit], sentences: int | None = None) -> str:
-    """A grammar (`Structure.grammar`) of the texts that are consecutive words of what `prompt` shows of one passage."""
-    shown = [" ".join(text.split()) for text in _read(question, hits, sentences) if text]
-    rules = [f'q{n}: %regex {{ "substring_words": {json.dumps(text)} }}' for n, text in enumerate(shown)]
-    return "\n".join([f"start: {' | '.join(f'q{n}' for n in range(len(shown)))}", *rules])
+def quotations(texts: Sequence[str]) -> str:
+    """A grammar (`Structure.grammar`) of the texts that are consecutive words of one of `texts`; of `NOTHING` where there are
+    none, since without passages there is nothing to quote."""
+    if not any(texts):
+        return f"start: {json.dumps(NOTHING)}"
+    rules = [f'q{n}: %regex {{ "substring_words": {json.dumps(text)} }}' for n, text in enumerate(texts) if text]
+    return "\n".join([f"start: {' | '.join(rule.partition(':')[0] for rule in rules)}", *rules])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,22 @@ class Grounding:
 
     messages: list[Message]
     hits: tuple[Hit, ...]  # the passages in it, in the order of their numbers
-    grammar: str | None = None  # of the answers that quote one of them, where they must
+    quoted: tuple[str, ...] | None = (
+        None  # what is read of each, its words one space apart, where answers must quote one
+    )
+
+    @property
+    def grammar(self) -> str | None:
+        """Of the answers that quote a passage, where they must."""
+        return None if self.quoted is None else quotations(self.quoted)
 
     def cited(self, answer: str) -> tuple[Citation, ...]:
-        """The passages that an answer cites, each once; numbers that no passage has are passed over."""
+        """The passages that an answer cites, each once; numbers that no passage has are passed over. Of a quotation it is the best
+        passage that it stands in: marks in it are the passage's own."""
+        if self.quoted is not None:
+            words = " ".join(answer.split())
+            held = (n for n, text in enumerate(self.quoted) if words and words in text)
+            return tuple(Citation(mark=n + 1, hit=self.hits[n]) for n in islice(held, 1))
         marks = dict.fromkeys(int(mark) for mark in MARK.findall(answer))
         found = [Citation(mark=mark, hit=self.hits[mark - 1]) for mark in marks if 1 <= mark <= len(self.hits)]
         if marks or says_nothing(answer):
@@ -158,6 +173,12 @@ class PassageRetriever:
             read = hits[:kept]
             grounded = [*before, {**last, "content": prompt(question, read, self.sentences)}]
             if fits(grounded):
-                grammar = quotations(question, read, self.sentences) if self.quote else None
-                return Grounding(messages=grounded, hits=tuple(read), grammar=grammar)
-        return Grounding(messages=[*before, {**last, "content": prompt(question, ())}], hits=())
+                return Grounding(messages=grounded, hits=tuple(read), quoted=self._quoted(question, read))
+        return Grounding(
+            messages=[*before, {**last, "content": prompt(question, ())}], hits=(), quoted=self._quoted(question, ())
+        )
+
+    def _quoted(self, question: str, hits: Sequence[Hit]) -> tuple[str, ...] | None:
+        if not self.quote:
+            return None
+        return tuple(" ".join(text.split()) for text in _read(question, hits, self.sentences))

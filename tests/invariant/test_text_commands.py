@@ -143,12 +143,12 @@ BAD = [
     (("corpus", "build", "notes", "--out", "o", "--heldout", "2"), 2, "heldout"),
     (("corpus", "built", "notes"), 2, "did you mean 'build'"),
     (("tokenizer", "train", "notes", "--out", "o"), 1, "is not a Luban artifact"),
-    (("tokenizer", "train", "tok", "--out", "o"), 1, "is a tokenizer, but a corpus is needed"),
+    (("tokenizer", "train", "tok", "--out", "o"), 1, "tok holds a tokenizer; needed here: a corpus"),
     (("tokenizer", "train", "corpus", "--out", "o", "--vocab-size", "10"), 2, "too small"),
     (("tokenizer", "train", "corpus", "--out", "o", "--algorithm", "pbe"), 2, "did you mean 'bpe'"),
     (("tokenizer", "encode", "notes", "--text", "x"), 1, "holds no tokenizer"),
     (("data", "pack", "corpus", "--tokenizer", "none", "--out", "o"), 1, "tokenizer none does not exist"),
-    (("data", "pack", "shards", "--tokenizer", "tok", "--out", "o"), 1, "is a shards, but a corpus is needed"),
+    (("data", "pack", "shards", "--tokenizer", "tok", "--out", "o"), 1, "shards holds shards; needed here: a corpus"),
 ]
 
 

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from luban.core.errors import ConfigError
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -153,7 +155,10 @@ def test_options_of_the_chomsky_benchmark_are_fields_of_its_protocols(benchmark,
         "--steps",
         5,
     ]
-    benchmark("chomsky", "--tasks", "parity", "--models", "transformer", *words, "--short", ProcessPoolExecutor=Pool)
+    asked = ("chomsky", "--tasks", "parity", *words, "--short", "--models")
+    with pytest.raises(ConfigError, match="randomised"):  # of which this one has none
+        benchmark(*asked, "transformer", ProcessPoolExecutor=Pool)
+    benchmark(*asked, "transformer_random_rope", ProcessPoolExecutor=Pool)
     (made,) = planned
     assert (made.longest, made.test_from, made.test_to, made.test_step) == (7, 8, 20, 3)
     assert (made.layers, made.width, made.lr, made.position_range, made.steps) == (2, 32, 3e-3, 99, 5)

@@ -25,6 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from luban.core.artifact import write_json
 from luban.core.errors import ArtifactError, ConfigError
+from luban.core.log import Bar
+from luban.core.units import seconds
 from luban.evals.chomsky.models import CELLS, RANDOM_RANGE, model_spec
 from luban.evals.chomsky.state import Progress, load_state, save_state
 from luban.evals.chomsky.tasks import ChomskyTask, chomsky_task
@@ -34,6 +36,10 @@ from luban.models.recurrent import RecurrentBody
 from luban.models.spec import ModelSpec, write_spec
 
 FILE = "chomsky.json"  # beside spec.json
+LEAST = {  # values of a protocol
+    **dict.fromkeys(("seeds", "batch", "longest", "test_step", "test_rows", "test_from", "width", "layers"), 1),
+    **dict.fromkeys(("steps", "computation"), 0),
+}
 ROOM = 2  # tokens that tasks add to a length: even ones made odd, the end of an answer
 
 
@@ -63,17 +69,24 @@ class Protocol:
 
     def __post_init__(self):
         chomsky_task(self.task)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, {value} given")
         self.spec(8)
-        if min(self.seeds, self.batch, self.longest, self.test_step, self.test_rows, self.test_from) < 1:
-            raise ConfigError("seeds, batch, longest, test_step, test_rows and test_from must be at least 1")
-        if min(self.steps, self.computation) < 0:
-            raise ConfigError(f"steps and computation must be at least 0: {self.steps} and {self.computation} given")
         if self.layers is not None and self.model in CELLS:
             raise ConfigError(f"layers are those of Transformers: {self.model} has one")
         if self.test_to < self.test_from:
             raise ConfigError(f"test lengths go from {self.test_from} to {self.test_to}: none")
-        if not self.lr > 0 or not self.clip > 0:
-            raise ConfigError(f"lr and clip must be above 0: {self.lr} and {self.clip} given")
+        for name in ("lr", "clip", "seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, {getattr(self, name)} given")
+        if "random_" in self.model and self.position_range != RANDOM_RANGE:
+            longest = self.tokens(self.longest)
+            if self.position_range < longest:
+                raise ConfigError(
+                    f"position_range {self.position_range} is too small: the longest rows of {self.task} have {longest} tokens"
+                )
 
     def told(self) -> dict[str, Any]:
         """The fields for JSON, which has no infinity: without a limit on seconds where there is none."""
@@ -198,6 +211,8 @@ def train(
         if folder is not None:
             save_state(folder, *state, progress, protocol.told())
 
+    limited = protocol.seconds < float("inf")  # steps then don't tell the time left
+    bar = Bar(f"{protocol.task} {protocol.model}", None if limited else protocol.steps, "steps", start=progress.step)
     while not progress.learned and progress.step < protocol.steps and time.monotonic() - began < protocol.seconds:
         length = int(rng.integers(1, protocol.longest + 1))
         rows, answers = (x.to(device) for x in batch_of(task, rng, protocol.batch, length, protocol.computation))
@@ -209,6 +224,7 @@ def train(
         seeds.clip(protocol.clip)
         optimizer.step()
         progress.step += 1
+        bar.advance(note=f"of {seconds(protocol.seconds)} at most" if limited else None)
         if progress.step % 500 == 0:
             few = np.linspace(protocol.test_from, protocol.test_to, 4).astype(int).tolist()
             found = accuracies(seeds.unstacked(), replace(protocol, test_rows=16), few)
@@ -216,6 +232,7 @@ def train(
         if time.monotonic() - saved >= save_seconds:
             keep()
             saved = time.monotonic()
+    bar.close()
     keep()
     return seeds.unstacked(), progress.step
 
@@ -224,14 +241,19 @@ def train(
 def accuracies(models: Iterable[Model], protocol: Protocol, lengths: Iterable[int] | None = None) -> list[list[float]]:
     """Of every model, the share of right tokens at each length."""
     task, lengths = chomsky_task(protocol.task), list(lengths or protocol.lengths())
-    found = []
+    models, found = list(models), []
+    bar = Bar(f"{protocol.task} {protocol.model}, measured", len(models) * len(lengths), "lengths")
     for model in models:
         device = next(model.parameters()).device
         wide = build_model(protocol.spec(protocol.tokens(max(lengths))), seed=None, device=device)
         wide.load_state_dict(model.state_dict())
         wide.eval()
         rng = np.random.default_rng([protocol.seed, 1])  # other rows than in training
-        found.append([_accuracy(wide, task, rng, protocol, length, device) for length in lengths])
+        found.append([])
+        for length in lengths:
+            found[-1].append(_accuracy(wide, task, rng, protocol, length, device))
+            bar.advance()
+    bar.close()
     return found
 
 

@@ -108,3 +108,19 @@ def test_an_error_names_the_flag_without_the_help_page(capsys):
     assert main(["serve", "m", "--max-queue", "abc"]) == 2
     said = capsys.readouterr().err
     assert "--max-queue" in said and "'abc'" in said and "helptext" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("rag ask index model question --sentences x", "--sentences: a whole number is needed, 'x' given"),
+        ("serve model --cache-gb x", "--cache-gb: a number is needed, 'x' given"),
+        ("serve model --port 8.5", "--port: a whole number is needed, '8.5' given"),
+        ("serve model --drain-seconds it's", '--drain-seconds: a number is needed, "it\'s" given'),
+        ("rag search index", "QUERY words or a question (required) (see luban rag search --help)"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_needed(words, said, capsys):
+    assert main(words.split()) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1, printed

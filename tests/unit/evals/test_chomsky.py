@@ -190,22 +190,26 @@ def test_a_table_of_positions_is_as_large_at_trained_lengths_as_in_tests():
 
 
 def test_sizes_of_a_transformer_are_those_asked_for():
-    spec = Protocol(model="transformer_random_learned", width=32, layers=2, position_range=77).spec(40)
+    short = {"model": "transformer_random_learned", "longest": 10, "test_from": 11, "test_to": 20}
+    spec = Protocol(**short, width=32, layers=2, position_range=77).spec(40)
     assert (len(spec.layers), spec.width, spec.position.longest) == (2, 32, 77)
-    assert Protocol(model="transformer_random_learned", position_range=10).spec(40).position.longest == 40
+    assert Protocol(**short).spec(3000).position.longest == 3000
     assert len(Protocol(model="transformer").spec(40).layers) == 5
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"computation": -1}, "steps and computation must be at least 0: 40 and -1 given"),
+        ({"computation": -1}, "computation must be at least 0, -1 given"),
         ({"layers": 2}, "layers are those of Transformers: lstm has one"),
         ({"task": "partiy"}, "unknown Chomsky task 'partiy'.*parity"),
         ({"model": "gru"}, "unknown model 'gru'"),
         ({"test_to": 3}, "test lengths go from 4 to 3: none"),
-        ({"seeds": 0}, "must be at least 1"),
-        ({"lr": 0.0}, "lr and clip must be above 0"),
+        ({"seeds": 0}, "seeds must be at least 1, 0 given"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"seconds": 0.0}, "seconds must be above 0"),
+        ({"model": "transformer_random_alibi", "position_range": 3}, "position_range 3 is too small"),
+        ({"lr": 0.0}, "lr must be above 0, 0.0 given"),
     ],
 )
 def test_protocols_that_cannot_be_are_refused(change, words):

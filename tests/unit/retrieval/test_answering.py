@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 
 import pytest
 from indexes import index_of, squad_file
 
 import luban
 from luban.core.errors import DataError, UsageError
+from luban.generate.structure import Structure
 from luban.retrieval.answering import NOTHING, PassageRetriever, prompt, without_marks
 from luban.retrieval.asking import Asker, evaluate_answers
 from luban.retrieval.excerpts import excerpts
@@ -148,3 +151,37 @@ def test_a_quoting_model_answers_with_words_of_a_passage(index, tiny_checkpoint,
         beginning = [hit for hit in answer.read if answer.written in " ".join(hit.passage.text.split())]
         assert beginning and (held or len(answer.written) > 10)  # 16 bytes may end inside of a word
         assert answer.text == NOTHING or answer.citations[0].hit in beginning
+
+
+def test_a_quotation_cites_the_passage_that_it_stands_in(tmp_path):
+    """Brackets of an encyclopedia are no marks, and the words of another passage in another order are no quotation."""
+    texts = [
+        "Allen lost his best year. A sack is a tackle, and career sacks are counted.",
+        "Career sacks: Allen had\n136 [2]. His best year was 2011 [41].",
+    ]
+    rows = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = Index(index_of(tmp_path / "texts.jsonl", tmp_path / "index"))
+    grounding = PassageRetriever(index, quote=True).ground(ask("best year career sacks"), lambda messages: True)
+    assert len(grounding.hits) == 2
+    for hit in grounding.hits:
+        words = hit.passage.text.split()
+        for _ in range(20):
+            start = random.randrange(len(words) - 3)
+            quoted = " ".join(words[start : start + random.randint(3, len(words))])
+            assert [citation.hit for citation in grounding.cited(quoted)] == [hit], quoted
+    assert grounding.cited("sacks career") == grounding.cited(" ") == ()
+
+
+def test_without_passages_a_quoting_model_says_that_there_is_nothing(index, tiny_checkpoint):
+    """A random model has no other way, whether nothing was found or nothing fits its context."""
+    retriever = PassageRetriever(index, quote=True)
+    model = luban.load_model(tiny_checkpoint)
+    sampling = luban.Sampling(max_tokens=64, min_tokens=1, temperature=1.0)
+    for question, fits in (("zzz", lambda messages: True), ("basil", lambda messages: False)):
+        grounding = retriever.ground(ask(question), fits)
+        assert grounding.hits == () and grounding.grammar is not None
+        structure = Structure.grammar(grounding.grammar)
+        (result,) = Engine(model).generate(["x"], replace(sampling, structure=structure))
+        assert result.choices[0].text == NOTHING and grounding.cited(NOTHING) == ()
+    assert PassageRetriever(index).ground(ask("zzz"), lambda messages: True).grammar is None

@@ -14,7 +14,7 @@ from luban.align.rl import RLRecipe
 from luban.align.sft import SFTRecipe
 from luban.core import log
 from luban.core.arguments import describe_fields
-from luban.core.config import from_dict, load_toml, override, to_dict, to_toml
+from luban.core.config import from_dict, load_toml, merge, override, to_dict, to_toml
 from luban.core.errors import ConfigError
 from luban.models.config import resolve_spec
 from luban.models.describe import describe
@@ -75,6 +75,7 @@ def test_a_wrong_field_is_named_with_what_would_be_right(field, value, message):
     ("model", "message"),
     [
         ({"preset": "luban-6n"}, "luban-6m"),
+        ({"encoder": {"layer": {"mixer": {"window": 8}}}}, "model.encoder is of encoder–decoders"),
         ({"widht": 64}, "did you mean 'width'"),
         ({"vocab_size": 17}, "17"),
     ],
@@ -95,6 +96,17 @@ def test_a_shipped_recipe_keeps_its_warm_up_and_decay_under_another_schedule_and
     assert "schedule.type constant leaves out final, which it doesn't have" in said
     assert "optim.type muon keeps lr = 0.001 from the type before" in said
     assert "warmup" not in said  # means the same in every schedule
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if "\npreset = " in p.read_text()], ids=lambda path: path.stem)
+def test_every_shipped_model_takes_the_mixers_of_the_guide(path):
+    """Fields that a recipe gives its preset's mixer, such as qk_norm, are left out where another mixer lacks them."""
+    given = load_toml(path)["model"]
+    for name, field, value in (("lsh", "span", 128), ("hyena", "order", 3), ("dilated", "window", 9)):
+        changes = {"type": name, field: value}
+        spec = resolve_spec(merge(given, {"layer": {"mixer": changes}}), 4096)
+        assert {layer.mixer.registry.name_of(type(layer.mixer)) for layer in spec.layers} == {name}
+        assert all(getattr(layer.mixer, field) == value for layer in spec.layers)
 
 
 def test_another_mixer_keeps_a_presets_heads_and_says_nothing_of_defaults(capsys):
