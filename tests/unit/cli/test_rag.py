@@ -245,7 +245,7 @@ def test_ask_quotes_a_sentence(index, tiny_checkpoint, capsys):
         (["index", "missing.txt", "--out", "new"], "does not exist"),
         (["index", "INDEX/manifest.json", "--out", "INDEX", "--encoder", "bm25"], "finished index"),
         (["index", "--out", "INDEX", "--add"], "name both or neither"),
-        (["index", "INDEX", "--out", "new", "--tokenizer", "t"], "a corpus is needed"),
+        (["index", "INDEX", "--out", "new", "--tokenizer", "t"], "needed here: a corpus"),
         (["eval", "INDEX", "missing.json"], "not a file"),
         (["nothing"], "unknown 'rag nothing'"),
         # what would be passed over

@@ -158,7 +158,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny, shards, tm
     wrong = [
         (tiny(train={"seq_len": 128}), ConfigError, "context is 64"),
         (tiny(data={"path": ""}), UsageError, "--data.path"),
-        (tiny(data={"path": str(shards.parent / "corpus")}), ArtifactError, "is a corpus"),
+        (tiny(data={"path": str(shards.parent / "corpus")}), ArtifactError, "holds a corpus; needed here: shards"),
         (tiny(data={"path": "nowhere"}), ArtifactError, "nowhere"),
         (tiny(model={"vocab_size": 17}), ConfigError, "vocab_size"),
     ]

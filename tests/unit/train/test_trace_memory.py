@@ -39,7 +39,8 @@ def bytes_of_a_step(recipe: Recipe) -> tuple[int, int]:
         now += event.nbytes()
         peak = max(peak, now)
     params = engine.params
-    lasting = [*params.parameters.values(), *params.working.values(), *engine.optimizer.state_dict().values()]
+    sums = [tensor for memory in params._kept._memory for tensor in memory.values()]  # since the first step
+    lasting = [*params.parameters.values(), *params.working.values(), *engine.optimizer.state_dict().values(), *sums]
     once = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in lasting}
     return prediction.memory.total, sum(once.values()) + peak
 
