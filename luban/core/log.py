@@ -103,24 +103,19 @@ class Bar:
     def line(self, now: float) -> str:
         """The bar as text."""
         elapsed = max(now - self.began, 1e-9)
-        ended = self.total is None or self.done >= self.total
-        rate = (self.done - self.first) / elapsed if ended else self.lately / max(self.lately_seconds, 1e-9)
-        parts = [self.title]
-        if self.total:
-            share = min(self.done / self.total, 1.0)
-            filled = int(24 * share)
-            parts.append(f"{'█' * filled}{'░' * (24 - filled)} {share:4.0%} {count(self.done)}/{count(self.total)}")
-            left = (
-                f"in {seconds(elapsed)}"
-                if ended
-                else seconds((self.total - self.done) / rate) + " left"
-                if rate > 0
-                else ""
-            )
-        else:
-            parts.append(count(self.done))
-            left = seconds(elapsed)
-        return "  ".join([*parts, f"{count(float(rate))} {self.unit}/s", left, self.note]).rstrip()
+        rate = (self.done - self.first) / elapsed
+        if not self.total:
+            return self._words(count(self.done), rate, seconds(elapsed))
+        share = min(self.done / self.total, 1.0)
+        filled = int(24 * share)
+        bar = f"{'█' * filled}{'░' * (24 - filled)} {share:4.0%} {count(self.done)}/{count(self.total)}"
+        if self.done >= self.total:
+            return self._words(bar, rate, f"in {seconds(elapsed)}")
+        rate = self.lately / max(self.lately_seconds, 1e-9)
+        return self._words(bar, rate, f"{seconds((self.total - self.done) / rate)} left" if rate > 0 else "")
+
+    def _words(self, done: str, rate: float, took: str) -> str:
+        return "  ".join([self.title, done, f"{count(float(rate))} {self.unit}/s", took, self.note]).rstrip()
 
     def _draw(self, now: float) -> None:
         self.said = self.done, self.note

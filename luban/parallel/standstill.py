@@ -55,9 +55,8 @@ class Standing:
 class Position:
     """Where a thread stands."""
 
-    chain: tuple[
-        tuple[str, int], ...
-    ]  # functions that call each other, outermost first, and the lines of all but the innermost
+    # functions that call each other, outermost first: file and line, of the innermost the line where it begins
+    chain: tuple[tuple[str, int], ...]
     where: str
     waits: bool
     compiles: bool

@@ -7,7 +7,7 @@ from the state that another plan left.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -210,11 +210,11 @@ def saved_after_validation(zero: int) -> bool:
     )
 
 
-def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int) -> None:
+def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: int, divided: list) -> None:
     join(rank, folder)
     right = references(sorted({name for name, _, _ in cases}), rank, steps)
     found = [compare(right[case[0]], steps, *case) for case in cases]
-    others = [other_settings(*case) for case in DIVIDED]
+    others = [other_settings(*case) for case in divided]
     validated = [saved_after_validation(zero) for zero in (1, 2, 3)]
     agreed = joined(ParallelPlan(shard=PROCESSES)).agree({"rank": rank}) == {"rank": 0}
     stopped = engine("decoder", ParallelPlan(replicate=PROCESSES), joined(ParallelPlan(replicate=PROCESSES)))
@@ -229,7 +229,7 @@ def worker(rank: int, folder: str, cases: list[tuple[str, dict, dict]], steps: i
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Iterator[tuple[list, list[dict]]]:
     cases = draw(FEW_FAMILIES)
-    yield cases, run(tmp_path_factory.mktemp("plans"), cases, STEPS)
+    yield cases, run(tmp_path_factory.mktemp("plans"), cases, STEPS, DIVIDED)
 
 
 def check(cases: list, results: list[dict]) -> None:
@@ -262,8 +262,8 @@ def test_validation_changes_nothing_that_is_saved(drawn):
         assert result["validated"] == [True] * 3
 
 
-def run(folder: Path, cases: list, steps: int) -> list[dict]:
-    warm.processes(worker, PROCESSES, str(folder), cases, steps)
+def run(folder: Path, cases: list, steps: int, divided: Sequence = ()) -> list[dict]:
+    warm.processes(worker, PROCESSES, str(folder), cases, steps, [*divided])
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
@@ -274,9 +274,9 @@ def test_many_steps_equal_those_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_plan_and_family_equals_one_process(tmp_path):
-    cases = []
-    for name in NAMES:
-        plans = plans_of(name)
-        cases += [(name, plan, other) for plan, other in zip(plans, plans[1:] + plans[:1], strict=True)]
+@pytest.mark.parametrize("name", NAMES)
+def test_every_plan_of_a_family_equals_one_process(tmp_path, name):
+    """Each family in processes of its own, which keep the groups of all plans that they have met: some 20 threads a plan."""
+    plans = plans_of(name)
+    cases = [(name, plan, other) for plan, other in zip(plans, plans[1:] + plans[:1], strict=True)]
     check(cases, run(tmp_path, cases, MORE_STEPS))

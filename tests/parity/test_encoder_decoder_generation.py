@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from t5_like import t5_like
 
 import luban
 from luban.core.errors import ConfigError, UnsupportedError
@@ -45,10 +46,7 @@ def random_model(rng: random.Random, kind: str):
                 forced_eos_token_id=None,
             )
         )
-    config, model, own = transformers.T5Config, transformers.T5ForConditionalGeneration, {}
-    if kind == "longt5":
-        config, model = transformers.LongT5Config, transformers.LongT5ForConditionalGeneration
-        own = {"local_radius": rng.randrange(1, 5)}
+    config, model, own = t5_like(kind, rng, 4)
     return model(
         config(
             **own,

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from t5_like import t5_like
 
 import luban
 from luban.core.errors import UnsupportedError
@@ -42,10 +43,7 @@ def random_model(rng: random.Random, kind: str):
                 attention_dropout=0.0,
             )
         )
-    config, model, own = transformers.T5Config, transformers.T5ForConditionalGeneration, {}
-    if kind == "longt5":
-        config, model = transformers.LongT5Config, transformers.LongT5ForConditionalGeneration
-        own = {"local_radius": rng.randrange(1, 6)}
+    config, model, own = t5_like(kind, rng, 5)
     return model(
         config(
             **common,

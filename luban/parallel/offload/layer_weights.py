@@ -120,9 +120,8 @@ class LayerWeights:
     ):
         self.index = {id(block): layer for layer, block in enumerate(blocks)}
         self.weights, self.source, self.streams = weights, source, streams
-        self.here: dict[
-            int, torch.cuda.Event | None
-        ] = {}  # layer → when its weights have arrived, the last one used at the end
+        # layer → when its weights have arrived
+        self.here: dict[int, torch.cuda.Event | None] = {}
         self.step = 1  # from a layer to the next one
         self.last = 0
         for layer in range(len(blocks)):
